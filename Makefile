@@ -1,0 +1,52 @@
+# Each target first makes .venv, once: again only when pyproject.toml or constraints.txt change.
+#   make speedrun                  train all four variants of nano and write the report
+#   make speedrun ARGS=--smoke     the same in two minutes, to see that it works
+#   make test | lint | setup | clean
+
+PYTHON ?= python3
+RUN ?= runs/nano
+ARGS ?=
+# More arguments for every pip call: a mirror, a cache, a proxy.
+PIP_ARGS ?=
+
+# On Linux the torch of the default index brings gigabytes of CUDA libraries. Without an NVIDIA
+# driver the CPU build is asked for as well; pip takes the other one if that index is out of reach.
+ifeq ($(shell command -v nvidia-smi 2>/dev/null),)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+endif
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS)
+STAMP := .venv/installed
+
+.PHONY: speedrun test lint setup clean
+
+speedrun: $(STAMP)
+	$(BIN)/mimo speedrun --out $(RUN) $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(STAMP)
+
+# torch goes first and without its dependencies, so that only this one package is looked up in
+# TORCH_INDEX.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "openmimo needs Python 3.11 or newer, and $(PYTHON) is not: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot make virtual environments: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Installing into .venv; the first time takes some minutes."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	@$(PIP) --editable '.[plots,dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	find openmimo tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,247 @@
+"""The command `mimo`: a verb a stage, each imported only when it runs, so that help is instant."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from openmimo.errors import UserError
+
+if TYPE_CHECKING:
+    from openmimo.config.schema import Recipe
+    from openmimo.runs import Run
+
+
+@dataclass(frozen=True)
+class StageVerb:
+    """A stage as the command line sees it; its name in the run folder is the verb with ``_``."""
+
+    help: str
+    module: str
+    """Has ``run(recipe, run, **arguments)``."""
+    sections: tuple[str, ...]
+    """The parts of the recipe that it reads, for its --help."""
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+
+# In the order of `mimo speedrun`.
+STAGES = {
+    "data": StageVerb("build corpus, tokenizer and problems", "openmimo.data.build", ("data",)),
+    "pretrain": StageVerb(
+        "pre-train Base in three stages", "openmimo.training.pretrain", ("model", "pretrain")
+    ),
+    "mtp-heads": StageVerb(
+        "copy Base's MTP layer and tune the copies", "openmimo.training.mtp_heads", ("mtp_heads",)
+    ),
+    "sft": StageVerb("fine-tune Base into SFT", "openmimo.training.sft", ("sft",)),
+    "rl-zero": StageVerb(
+        "train RL-Zero from Base", "openmimo.rl.train", ("rl",), (("variant", "rl_zero"),)
+    ),
+    "rl": StageVerb("train RL from SFT", "openmimo.rl.train", ("rl",), (("variant", "rl"),)),
+    "eval": StageVerb("score the four variants", "openmimo.evals.run", ("eval",)),
+    "export": StageVerb("write the four release folders", "openmimo.release", ("export",)),
+}
+
+DESCRIPTION = "Train, evaluate and use a MiMo: an open implementation of the MiMo-7B recipe."
+EPILOG = "`mimo VERB --help` lists the settings that a verb reads."
+OVERRIDES = "Any setting may follow, as `rl.learning_rate=1e-4` or `--rl.learning-rate 1e-4`."
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; the exit code is 0, 2 for a mistake of the user's, 130 for Ctrl-C."""
+    try:
+        run_verb(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        print("mimo: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        print("mimo: error:", " ".join(message.splitlines()), file=sys.stderr)
+        return 2
+    return 0
+
+
+def explain(error: Exception) -> str | None:
+    """What the user did or can do about ``error``; None if it is a bug and needs its traceback."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left{_at(error)}: free some and repeat the command, it goes on from here"
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"no permission to write or read{_at(error)}"
+    if type(error).__name__ == "SafetensorError":  # by name: importing it here would cost time
+        return f"a weights file is corrupt ({error}): delete its folder and repeat the command"
+    return None
+
+
+def _at(error: OSError) -> str:
+    return f" for {error.filename}" if error.filename else ""
+
+
+def run_verb(arguments: list[str]) -> None:
+    parser = make_parser()
+    options, overrides = parser.parse_known_args(arguments)
+    if options.verb is None:
+        parser.print_help()
+    elif options.verb in STAGES or options.verb == "speedrun":
+        if options.help:
+            print_settings(options, overrides)
+        else:
+            train(options, overrides)
+    elif overrides:
+        raise UserError(f"mimo {options.verb} takes no {overrides[0]!r}")
+    elif options.verb == "report":
+        from openmimo.report import render_report
+
+        print(f"wrote {render_report(options.run).html}")
+    else:
+        chat(options)
+
+
+class Parser(argparse.ArgumentParser):
+    """Faults end like all others, and an abbreviation never hides a mistyped setting."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def make_parser() -> Parser:
+    """All verbs. The stages' help is printed by `print_settings`, not by argparse."""
+    parser = Parser(prog="mimo", description=DESCRIPTION, epilog=EPILOG)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+
+    stages = {"speedrun": "all stages below and the report"}
+    stages |= {name: stage.help for name, stage in STAGES.items()}
+    for name, text in stages.items():
+        _add_run_options(
+            verbs.add_parser(name, help=text, description=text, epilog=OVERRIDES, add_help=False)
+        )
+
+    report = verbs.add_parser("report", help="render the report of a run")
+    report.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
+
+    talk = verbs.add_parser("chat", help="talk to a model in the terminal")
+    talk.add_argument("model", metavar="MODEL", type=Path, help="a release folder, such as RUN/rl")
+    talk.add_argument("--system", default="", help="system prompt (default: empty, as MiMo's)")
+    talk.add_argument("--temperature", type=float, default=0.6, help="0 is greedy (default: 0.6)")
+    talk.add_argument("--top-p", type=float, default=0.95, help="(default: 0.95)")
+    talk.add_argument("--max-tokens", type=int, default=512, help="an answer (default: 512)")
+    talk.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    return parser
+
+
+def _add_run_options(verb: argparse.ArgumentParser) -> None:
+    add = verb.add_argument
+    add("--out", metavar="RUN", type=Path, help="the run's folder (default: runs/RECIPE)")
+    add(
+        "--recipe",
+        metavar="NAME|FILE",
+        help="a preset or a TOML file (default: the run's own config.toml, else nano)",
+    )
+    add("--smoke", action="store_true", help="the preset's small twin, to see that all works")
+    add("--seed", metavar="N", help="short for seed=N")
+    add("--force", action="store_true", help="do it again although it is done")
+    add("-h", "--help", action="store_true", help="show this and the settings")
+    verb.set_defaults(parser=verb)
+
+
+def train(options: argparse.Namespace, overrides: list[str]) -> None:
+    """One stage, or all of them and the report."""
+    from openmimo.config.base import to_toml
+    from openmimo.runs import Run, atomic_write
+
+    folder, recipe = load_recipe(options, overrides)
+    names = list(STAGES) if options.verb == "speedrun" else [options.verb]
+    began = time.monotonic()
+    with Run(folder) as run:
+        atomic_write(run.dir / "config.toml", to_toml(recipe))
+        for name in names:
+            if options.force:
+                run.set_aside(name.replace("-", "_"), "of --force")
+            run_stage(name, recipe, run)
+    if options.verb == "speedrun":
+        from openmimo.report import render_report
+
+        print(f"report: {render_report(run.dir).html}")
+        print(f"speedrun: {time.monotonic() - began:.0f} s")
+
+
+def load_recipe(options: argparse.Namespace, overrides: list[str]) -> tuple[Path, Recipe]:
+    """The run's folder and its checked settings."""
+    from openmimo.config.load import load_config
+    from openmimo.config.schema import Recipe
+
+    name = options.recipe or "nano"
+    if options.smoke:
+        if name.endswith(".toml"):
+            raise UserError("--smoke goes with a preset, not with a file")
+        name += "-smoke"
+    folder = options.out or Path("runs") / Path(name).stem
+    saved = folder / "config.toml"
+    if not options.recipe and not options.smoke and saved.is_file():
+        name = str(saved)
+    if options.seed is not None:
+        overrides = [*overrides, f"seed={options.seed}"]
+    return folder, load_config(Recipe, name, overrides)
+
+
+def run_stage(name: str, recipe: Recipe, run: Run) -> None:
+    """Do one stage unless it is done, and say how long it took.
+
+    A stage that was asked to stop saves what it has and returns without being done.
+    """
+    import importlib
+
+    stage, folder = STAGES[name], name.replace("-", "_")
+    began, before = time.monotonic(), run.done(folder)
+    importlib.import_module(stage.module).run(recipe, run, **dict(stage.arguments))
+    run.interrupt.check()
+    if before == run.done(folder):
+        print(f"{name}: done, skipped", flush=True)
+    else:
+        print(f"{name}: {time.monotonic() - began:.1f} s", flush=True)
+
+
+def chat(options: argparse.Namespace) -> None:
+    if not options.model.is_dir():
+        raise UserError(f"no folder {options.model}: name a release folder, such as runs/nano/rl")
+    from openmimo.inference.chat import chat as talk
+
+    talk(
+        options.model,
+        system=options.system,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        max_tokens=options.max_tokens,
+        seed=options.seed,
+    )
+
+
+def print_settings(options: argparse.Namespace, overrides: list[str]) -> None:
+    """A verb's --help: its options, and the settings that it reads with the recipe's values."""
+    import textwrap
+
+    from openmimo.config.base import settings
+
+    options.parser.print_help()
+    _, recipe = load_recipe(options, overrides)
+    sections = STAGES[options.verb].sections if options.verb in STAGES else None
+    print("\nvalues in this recipe:")
+    for setting in settings(recipe):
+        if sections is None or setting.path.split(".")[0] in (*sections, "seed"):
+            print(f"  {setting.path} = {setting.value}")
+            print(textwrap.indent(textwrap.fill(setting.help, 88), "      "))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Generated problems with answers that can be checked: mathematics and code."""

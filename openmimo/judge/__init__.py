@@ -1,0 +1,1 @@
+"""The judge: runs untrusted Python programs against tests, in separate, locked-down processes."""

@@ -1,0 +1,191 @@
+"""A seccomp-BPF allow-list, installed with plain `prctl`.
+
+An allow-list rather than a deny-list: a system call that a future kernel adds is refused until
+somebody decides otherwise. Numbers are those of the kernel's `unistd.h` for each architecture.
+"""
+
+import ctypes
+import os
+import struct
+from collections.abc import Iterable
+
+# name: (x86-64, aarch64); None where the architecture lacks the call.
+_NUMBERS: dict[str, tuple[int | None, int | None]] = {
+    # input and output on what is already open, and reading below the library folders (landlock)
+    "read": (0, 63),
+    "write": (1, 64),
+    "readv": (19, 65),
+    "writev": (20, 66),
+    "pread64": (17, 67),
+    "pwrite64": (18, 68),
+    "close": (3, 57),
+    "fstat": (5, 80),
+    "newfstatat": (262, 79),
+    "stat": (4, None),
+    "lstat": (6, None),
+    "statx": (332, 291),
+    "lseek": (8, 62),
+    "open": (2, None),
+    "openat": (257, 56),
+    "access": (21, None),
+    "faccessat": (269, 48),
+    "faccessat2": (439, 439),
+    "readlink": (89, None),
+    "readlinkat": (267, 78),
+    "getdents64": (217, 61),
+    "getcwd": (79, 17),
+    "dup": (32, 23),
+    "dup2": (33, None),
+    "dup3": (292, 24),
+    "pipe": (22, None),
+    "pipe2": (293, 59),
+    "poll": (7, None),
+    "ppoll": (271, 73),
+    "select": (23, None),
+    "pselect6": (270, 72),
+    # memory
+    "mmap": (9, 222),
+    "munmap": (11, 215),
+    "mremap": (25, 216),
+    "mprotect": (10, 226),
+    "madvise": (28, 233),
+    "brk": (12, 214),
+    # the process's own signals, threads and clocks
+    "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139),
+    "sigaltstack": (131, 132),
+    "futex": (202, 98),
+    "set_robust_list": (273, 99),
+    "rseq": (334, 293),
+    "set_tid_address": (218, 96),
+    "sched_yield": (24, 124),
+    "sched_getaffinity": (204, 123),
+    "getcpu": (309, 168),
+    "clock_gettime": (228, 113),
+    "clock_getres": (229, 114),
+    "clock_nanosleep": (230, 115),
+    "nanosleep": (35, 101),
+    "gettimeofday": (96, 169),
+    "time": (201, None),
+    "times": (100, 153),
+    "getitimer": (36, 102),
+    "setitimer": (38, 103),
+    "alarm": (37, None),
+    # harmless questions
+    "getpid": (39, 172),
+    "getppid": (110, 173),
+    "gettid": (186, 178),
+    "getuid": (102, 174),
+    "geteuid": (107, 175),
+    "getgid": (104, 176),
+    "getegid": (108, 177),
+    "getgroups": (115, 158),
+    "getrusage": (98, 165),
+    "getrlimit": (97, 163),
+    "setrlimit": (160, 164),
+    "sysinfo": (99, 179),
+    "uname": (63, 160),
+    "getrandom": (318, 278),
+    # leaving
+    "exit": (60, 93),
+    "exit_group": (231, 94),
+    "restart_syscall": (219, 128),
+    # allowed with some arguments only, or for the fork server only
+    "clone": (56, 220),
+    "fcntl": (72, 25),
+    "prlimit64": (302, 261),
+    "clone3": (435, 435),
+    "wait4": (61, 260),
+    "kill": (62, 129),
+    "prctl": (157, 167),
+    "seccomp": (317, 277),
+}
+_SERVER_ONLY = ("clone", "wait4", "kill", "prctl", "seccomp")
+_CONDITIONAL = ("clone", "fcntl", "prlimit64", "clone3")
+CANDIDATE_CALLS = tuple(n for n in _NUMBERS if n not in (*_SERVER_ONLY, *_CONDITIONAL))
+SERVER_CALLS = (*CANDIDATE_CALLS, *_SERVER_ONLY)
+
+_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+
+_LOAD, _JUMP_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
+_ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
+_EPERM, _ENOSYS = 1, 38
+_NUMBER_OFFSET, _ARCH_OFFSET = 0, 4
+_CLONE_THREAD = 0x00010000
+# F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC. Not F_SETOWN: it can aim a signal
+# at another process.
+_FCNTL_COMMANDS = (0, 1, 2, 3, 4, 1030)
+
+_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
+
+
+def supported(machine: str | None = None) -> bool:
+    """Whether the table holds numbers for this architecture."""
+    return (machine or os.uname().machine) in _ARCHITECTURES
+
+
+def _argument_offset(index: int) -> int:
+    # The low word (both architectures are little-endian); every argument tested here is an int.
+    return 16 + 8 * index
+
+
+def build(calls: Iterable[str], machine: str | None = None) -> bytes:
+    """The BPF program that allows `calls`, some others with harmless arguments, and nothing else.
+
+    Everything else fails with EPERM, except `clone3` (ENOSYS, so that libc falls back to `clone`,
+    whose flags a filter can read). A foreign architecture kills the process.
+    """
+    column, arch = _ARCHITECTURES[machine or os.uname().machine]
+
+    def op(code: int, k: int, jump_true: int = 0, jump_false: int = 0) -> bytes:
+        return struct.pack("=HBBI", code, jump_true, jump_false, k)
+
+    program = [
+        op(_LOAD, _ARCH_OFFSET),
+        op(_JUMP_EQUAL, arch, 1, 0),
+        op(_RETURN, _KILL),
+        op(_LOAD, _NUMBER_OFFSET),
+    ]
+
+    def when(name: str, *then: bytes) -> None:
+        number = _NUMBERS[name][column]
+        if number is not None:
+            program.extend([op(_JUMP_EQUAL, number, 0, len(then)), *then])
+
+    for name in calls:
+        when(name, op(_RETURN, _ALLOW))
+    refuse, allow = op(_RETURN, _ERRNO | _EPERM), op(_RETURN, _ALLOW)
+    when("clone", op(_LOAD, _argument_offset(0)), op(_JUMP_ANY_BIT, _CLONE_THREAD, 1, 0),
+         refuse, allow)  # fmt: skip
+    commands = [
+        instruction
+        for command in _FCNTL_COMMANDS
+        for instruction in (op(_JUMP_EQUAL, command, 0, 1), allow)
+    ]
+    when("fcntl", op(_LOAD, _argument_offset(1)), *commands, refuse)
+    when("prlimit64", op(_LOAD, _argument_offset(0)), op(_JUMP_EQUAL, 0, 1, 0), refuse, allow)
+    when("clone3", op(_RETURN, _ERRNO | _ENOSYS))
+    program.append(refuse)
+    return b"".join(program)
+
+
+class Filter:
+    """A BPF program laid out for the kernel once, so that installing it costs one system call."""
+
+    class _Program(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+
+    def __init__(self, program: bytes) -> None:
+        self._bytes = ctypes.create_string_buffer(program, len(program))
+        self._program = self._Program(len(program) // 8, ctypes.addressof(self._bytes))
+        self._prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+    def install(self) -> None:
+        """Apply to this thread and all it starts, for ever. OSError if the kernel refuses."""
+        none = ctypes.c_ulong(0)
+        if self._prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), none, none, none):
+            raise OSError(ctypes.get_errno(), "cannot set no_new_privs")
+        mode, address = _SECCOMP_MODE_FILTER, ctypes.addressof(self._program)
+        if self._prctl(_PR_SET_SECCOMP, ctypes.c_ulong(mode), ctypes.c_ulong(address), none, none):
+            raise OSError(ctypes.get_errno(), "cannot install a seccomp filter")

@@ -1,0 +1,126 @@
+"""README.md of a release folder: what the model is, how it was made, what it scored.
+
+All numbers come from the files of the run. What a run has not measured is said to be missing.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from openmimo.errors import UserError
+from openmimo.metrics import read_metrics
+from openmimo.model.mimo import MiMo
+
+TITLES = {"base": "Base", "rl_zero": "RL-Zero", "sft": "SFT", "rl": "RL"}
+
+# The stages behind each variant, in order.
+_LINEAGE = {
+    "base": ("pretrain", "mtp_heads"),
+    "rl_zero": ("pretrain", "mtp_heads", "rl_zero"),
+    "sft": ("pretrain", "mtp_heads", "sft"),
+    "rl": ("pretrain", "mtp_heads", "sft", "rl"),
+}
+
+
+def model_card(run: Path, variant: str, model: MiMo, dtype: str) -> str:
+    """The card of `variant` ("base", "rl_zero", "sft" or "rl") as Markdown.
+
+    Args:
+        run: the run's folder.
+        variant: which one of its four models.
+        model: that model, for its sizes.
+        dtype: of the weights in the release folder.
+
+    Raises:
+        UserError: a results or metrics file of the run is damaged.
+    """
+    results = _read_json(run / "stages" / "eval" / "results.json")
+    metrics = {name: _read_metrics(run, name) for name in _LINEAGE[variant]}
+    title, own = TITLES[variant], results.get("variants", {}).get(variant, {})
+    mtp = sum(p.numel() for layer in model.mtp_layers for p in layer.parameters())
+    values = {
+        "title": title,
+        "folder": variant,
+        "parameters": {"trunk": sum(p.numel() for p in model.parameters()) - mtp, "mtp": mtp},
+        "layers": len(model.mtp_layers),
+        "mtp_hidden": model.config.mtp_hidden,
+        "dtype": dtype,
+        "recipe": [_describe(name, rows) for name, rows in metrics.items()],
+        "pretraining": _last_of_each_stage(metrics["pretrain"]),
+        "sources": _read_json(run / "stages" / "data" / "stats.json").get("sources", {}),
+        "scores": _by_title(results.get("variants", {})) if own else {},
+        "parts": {**own.get("by_domain", {}), **own.get("by_tier", {})},
+        "sampling": results.get("sampling", {}),
+        "mtp": results.get("mtp", {}).get(variant),
+    }
+    try:
+        return _template().render(values)
+    except jinja2.UndefinedError as error:
+        raise UserError(
+            f"a file in {run / 'stages'} lacks a number of the {title} card ({error}): "
+            "repeat the stage that wrote it"
+        ) from error
+
+
+def _describe(stage: str, rows: list[dict[str, Any]]) -> str:
+    """One line on what a stage did, from the last record of its metrics."""
+    last = rows[-1] if rows else {}
+    tokens = f"{last['tokens']:,} tokens" if "tokens" in last else "tokens not recorded"
+    steps = f"{last['step']:,} steps" if last else "steps not recorded"
+    return {
+        "pretrain": f"Pre-training from nothing, with one MTP layer: {tokens}.",
+        "mtp_heads": "The MTP layer copied; the copies tuned to draft further ahead, the rest "
+        f"frozen: {tokens}.",
+        "sft": f"Supervised fine-tuning on worked solutions, MTP layers too: {tokens}.",
+        "rl_zero": "Reinforcement learning from Base on verified answers (GRPO), MTP layers "
+        f"frozen: {steps}.",
+        "rl": "Reinforcement learning from SFT on verified answers (GRPO), MTP layers frozen: "
+        f"{steps}.",
+    }[stage]
+
+
+def _last_of_each_stage(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list({row["stage"]: row for row in rows}.values())
+
+
+def _by_title(variants: dict[str, Any]) -> dict[str, Any]:
+    return {title: variants[name] for name, title in TITLES.items() if name in variants}
+
+
+def _template() -> jinja2.Template:
+    source = importlib.resources.files("openmimo") / "model_card.md.j2"
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
+    environment.filters["count"] = lambda number: f"{number:,.0f}"
+    return environment.from_string(source.read_text(encoding="utf-8"))
+
+
+def _read_metrics(run: Path, stage: str) -> list[dict[str, Any]]:
+    path = run / "stages" / stage / "metrics.jsonl"
+    try:
+        return read_metrics(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): repeat the stage that wrote it") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in `path`; empty if there is no such file."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): repeat the stage that wrote it") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold one JSON object: repeat the stage that wrote it")
+    return content

@@ -1,0 +1,54 @@
+"""The reward of a code response: extract the program, score the judge's verdict."""
+
+import re
+from collections.abc import Sequence
+
+from openmimo.judge.verdict import SolutionVerdict, Status
+from openmimo.rewards.difficulty import Levels, Scheme, reward
+from openmimo.rewards.verdict import RewardResult
+
+_FENCE = re.compile(r"^[ \t]*```[ \t]*([^\s`]*)[ \t]*\r?$", re.MULTILINE)
+_LANGUAGES = ("python", "python3", "py")
+
+NO_PROGRAM = RewardResult(0.0, Status.UNPARSEABLE, "no ```python block")
+
+
+def extract_program(response: str) -> str | None:
+    """The text of the last fenced block, after the last `</think>` if there is one.
+
+    None unless that block is closed, is marked as Python and holds something: an answer that was
+    cut off must not fall back to an earlier draft.
+    """
+    text = response.rpartition("</think>")[2]
+    block: tuple[str, str] | None = None
+    opening: re.Match[str] | None = None
+    for fence in _FENCE.finditer(text):
+        if opening is None:
+            opening, block = fence, None
+        else:
+            block = (opening[1].lower(), text[opening.end() + 1 : fence.start()])
+            opening = None
+    if block is None or block[0] not in _LANGUAGES or not block[1].strip():
+        return None
+    return block[1]
+
+
+def score_verdict(
+    verdict: SolutionVerdict,
+    scheme: Scheme,
+    levels: Levels | None = None,
+    weights: Sequence[float] | None = None,
+) -> RewardResult:
+    """The reward of a judged solution. A program that crashes is scored by its tests, as failed."""
+    if verdict.judge_failed:
+        failed = next(t for t in verdict.tests if t.status is Status.JUDGE_ERROR)
+        return RewardResult(None, Status.JUDGE_ERROR, failed.detail)
+    passed = verdict.passed
+    score = reward(scheme, passed, levels, weights)
+    first_failure = next((t for t in verdict.tests if t.status is not Status.OK), None)
+    detail = f"{sum(passed)}/{len(passed)} tests"
+    if first_failure is None:
+        return RewardResult(score, Status.OK, detail, passed)
+    if first_failure.detail:
+        detail += f"; {first_failure.detail}"
+    return RewardResult(score, first_failure.status, detail, passed)

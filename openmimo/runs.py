@@ -1,0 +1,275 @@
+"""A run is a folder: its lock, its stages that are done once, and writes that are whole or absent.
+
+    RUN/config.toml
+    RUN/stages/<stage>/            everything the stage wrote
+    RUN/stages/<stage>/state.json  which settings it is running with, and its clock so far
+    RUN/stages/<stage>/done.json   written last: the stage is finished
+
+A process may die at any instruction. What it left is either a whole file under its own name or a
+``.tmp`` name that the next process replaces.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from openmimo.errors import UserError
+
+
+class Run:
+    """The folder of one run, made if it is not there.
+
+    As a context manager it holds the folder's lock and turns Ctrl-C into `interrupt`.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.dir = Path(folder)
+        self.interrupt = Interrupt()
+        self._lock_file: Any = None
+        self._running: list[Stage] = []
+        try:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            names = {path.name for path in self.dir.iterdir()}
+        except OSError as error:
+            raise UserError(f"cannot use {self.dir} as a run folder: {error.strerror}") from error
+        if names and not names & {".lock", "config.toml", "stages"}:
+            raise UserError(
+                f"{self.dir} holds other files and is no run folder; name another --out"
+            )
+        (self.dir / ".lock").touch()
+
+    def __enter__(self) -> Self:
+        # Not flock: a forked worker would inherit that lock and keep it after its parent's death.
+        self._lock_file = (self.dir / ".lock").open("r+")
+        try:
+            fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pid = self._lock_file.read().strip() or "unknown"
+            self._lock_file.close()
+            raise UserError(f"{self.dir} is in use by process {pid}") from None
+        self._lock_file.truncate(0)
+        self._lock_file.write(str(os.getpid()))
+        self._lock_file.flush()
+        self.interrupt.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.interrupt.__exit__(kind, error, trace)
+        for stage in self._running:
+            with contextlib.suppress(OSError):  # a full disk must not hide the first error
+                stage.save_clock()
+        self._lock_file.close()
+
+    def stage(self, name: str, config_hash: str) -> "Stage":
+        """The stage's folder, ready to run or to resume with the settings of ``config_hash``.
+
+        A folder made with other settings is moved to ``<name>.old``, with a line that says so.
+        """
+        stage = Stage(self.dir / "stages" / name, config_hash)
+        stale = stage.dir.exists() and stage.hash_on_disk() != config_hash
+        if stale:
+            self.set_aside(name, "its settings, or those of a stage before it, have changed")
+        stage.dir.mkdir(parents=True, exist_ok=True)
+        if not stage.is_done():
+            stage.start_clock()
+            self._running.append(stage)
+        return stage
+
+    def done(self, name: str) -> dict[str, Any] | None:
+        """What a finished stage wrote into ``done.json``; None if it is not finished."""
+        return _read_json(self.dir / "stages" / name / "done.json") or None
+
+    def require(self, name: str) -> str:
+        """The config hash of an earlier stage; raises `UserError` if that one is not finished."""
+        done = self.done(name)
+        if done is None:
+            verb = name.replace("_", "-")
+            raise UserError(
+                f"the {name} stage of {self.dir} is not finished: run `mimo {verb}` on it first"
+            )
+        return str(done["config_hash"])
+
+    def set_aside(self, name: str, reason: str) -> None:
+        """Move a stage's folder to ``<name>.old``, so that the stage starts over."""
+        folder = self.dir / "stages" / name
+        if folder.exists():
+            old = folder.with_name(f"{name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+            print(f"{name}: starting over, because {reason}; the last one is kept in {old}")
+
+
+class Stage:
+    """One stage's folder, its clock, and the marker that says it is finished. From `Run.stage`."""
+
+    def __init__(self, folder: Path, config_hash: str) -> None:
+        self.dir = folder
+        self.config_hash = config_hash
+        self._seconds_before = 0.0
+        self._memory_before = 0.0
+        self._started = time.monotonic()
+
+    def is_done(self) -> bool:
+        """Whether this stage finished with the same settings."""
+        return _read_json(self.dir / "done.json").get("config_hash") == self.config_hash
+
+    def hash_on_disk(self) -> str | None:
+        """The settings that the folder's contents were made with."""
+        record = _read_json(self.dir / "done.json") or _read_json(self.dir / "state.json")
+        return record.get("config_hash")
+
+    def start_clock(self) -> None:
+        state = _read_json(self.dir / "state.json")
+        self._seconds_before = state.get("seconds", 0.0)
+        self._memory_before = state.get("peak_memory_gb", 0.0)
+        self.save_clock()
+
+    def save_clock(self) -> None:
+        """Keep the time and memory used so far. Call it with every checkpoint: after ``kill -9``
+        the clock then goes on from where the work goes on."""
+        atomic_write(self.dir / "state.json", _to_json(self._usage()))
+
+    def finish(self, **info: Any) -> None:
+        """Mark the stage as done. ``seconds`` add up over resumes, ``peak_memory_gb`` is the
+        largest; ``info`` is kept beside them."""
+        finished = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        record = {**info, **self._usage(), "finished": finished}
+        atomic_write(self.dir / "done.json", _to_json(record))
+
+    def _usage(self) -> dict[str, Any]:
+        seconds = self._seconds_before + time.monotonic() - self._started
+        return {
+            "config_hash": self.config_hash,
+            "seconds": round(seconds, 3),
+            "peak_memory_gb": round(max(self._memory_before, peak_memory_gb()), 3),
+        }
+
+
+class Interrupt:
+    """Ctrl-C and SIGTERM as a flag that a stage looks at once a step.
+
+    The first signal sets `requested`, so that the stage can write a checkpoint; the second one
+    raises `KeyboardInterrupt` where the program stands.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._owner = 0
+        self._previous: dict[int, Any] = {}
+
+    def check(self) -> None:
+        """Raise `KeyboardInterrupt` if a stop was requested. For places with nothing to save."""
+        if self.requested:
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> Self:
+        self._owner = os.getpid()
+        if threading.current_thread() is threading.main_thread():  # others cannot set handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if os.getpid() != self._owner:  # a forked worker: it has nothing to save
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif self.requested:
+            raise KeyboardInterrupt
+        else:
+            self.requested = True
+            # Not print(): the signal may have come in the middle of one.
+            os.write(2, b"\nStopping after this step; once more stops at once.\n")
+
+
+def peak_memory_gb() -> float:
+    """Largest resident memory of this process plus that of its largest finished child, in 1e9 B.
+
+    The two peaks need not have been at the same time, so this is an upper bound.
+    """
+    unit = 1 if sys.platform == "darwin" else 1024
+    users = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(resource.getrusage(user).ru_maxrss for user in users) * unit / 1e9
+
+
+def require_space(folder: Path | str, needed: int) -> None:
+    """Raise `UserError` unless ``needed`` bytes are free where ``folder`` lies."""
+    available = shutil.disk_usage(folder).free
+    if available < needed:
+        raise UserError(
+            f"no space in {folder}: {needed / 1e9:.1f} GB needed, {available / 1e9:.1f} GB free"
+        )
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is there whole or not at all, even after a power cut."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_dir(path: Path) -> Iterator[Path]:
+    """A folder to fill that takes the name ``path`` once the block ends without an error.
+
+    An existing ``path`` is replaced. A process that dies between the two renames leaves neither,
+    so what must survive (checkpoints) goes under new names.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for item in temporary.rglob("*"):
+            _sync(item)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _to_json(record: dict[str, Any]) -> str:
+    return json.dumps(record, indent=2) + "\n"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in ``path``; empty if there is none, or none that can be read."""
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}

@@ -1,0 +1,74 @@
+"""The pre-training schedule: one table in tokens, read by a pure function.
+
+The trainer keeps no other schedule state, so a resumed run continues exactly where it was.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from openmimo.config.schema import ScheduleRow
+from openmimo.errors import UserError
+
+
+@dataclass(frozen=True)
+class Point:
+    """The schedule's values at one number of tokens seen; `batch` in sequences."""
+
+    stage: str
+    learning_rate: float
+    batch: int
+    length: int
+    rope_base: float
+    mtp_weight: float
+    mixture: dict[str, float]
+
+
+class Schedule:
+    """`schedule.at(tokens)`. Rows are half-open: a row's `until` already belongs to the next."""
+
+    def __init__(self, rows: tuple[ScheduleRow, ...]) -> None:
+        ends = [row.until for row in rows]
+        if not rows or ends != sorted(set(ends)):
+            raise UserError(
+                f"pretrain.schedule: the rows' `until` must rise from row to row, got {ends}"
+            )
+        self.rows = rows
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of the whole run."""
+        return self.rows[-1].until
+
+    def at(self, tokens: int) -> Point:
+        """Values for the step that starts when `tokens` have been seen (0 <= tokens)."""
+        start = 0
+        for row in self.rows:
+            if tokens < row.until or row is self.rows[-1]:
+                break
+            start = row.until
+        fraction = min((tokens - start) / (row.until - start), 1.0)
+        first, last = row.learning_rate
+        if row.shape == "cosine":
+            rate = last + (first - last) * 0.5 * (1 + math.cos(math.pi * fraction))
+        else:
+            rate = first + (last - first) * fraction
+        return Point(
+            stage=row.stage,
+            learning_rate=rate,
+            batch=round(row.batch[0] + (row.batch[1] - row.batch[0]) * fraction),
+            length=row.length,
+            rope_base=row.rope_base,
+            mtp_weight=row.mtp_weight,
+            mixture=dict(row.mixture),
+        )
+
+    def steps(self) -> list[tuple[int, Point]]:
+        """Every step of the run as (tokens seen at its start, values)."""
+        walk, tokens = [], 0
+        while tokens < self.total_tokens:
+            point = self.at(tokens)
+            walk.append((tokens, point))
+            tokens += point.batch * point.length
+        return walk

@@ -1,0 +1,63 @@
+"""Small random models and an engine-free reference for generation."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from openmimo.config.schema import ModelConfig
+from openmimo.inference.protocol import Request
+from openmimo.inference.sampling import Settings, sample
+from openmimo.model.mimo import MiMo
+
+
+def make_model(seed: int = 0, **changes: object) -> MiMo:
+    """A tiny model with weights large enough for its outputs to vary."""
+    values: dict[str, object] = {
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 128,
+        "num_nextn_predict_layers": 3,
+        "initializer_range": 0.3,
+    }
+    model = MiMo(ModelConfig(**{**values, **changes}))  # type: ignore[arg-type]
+    model.init_weights(torch.Generator().manual_seed(seed))
+    return model
+
+
+@torch.inference_mode()
+def reference(model: MiMo, request: Request, used_vocab: int | None = None) -> list[int]:
+    """Generate without cache, batch or engine: one full forward pass a token."""
+    settings = Settings(
+        torch.tensor([float(request.temperature)]),
+        torch.tensor([float(request.top_p)]),
+        torch.tensor([request.seed]),
+    )
+    ids = list(request.prompt_ids)
+    while len(ids) < len(request.prompt_ids) + request.max_new_tokens:
+        logits = model(torch.tensor([ids]))[:, -1, :used_vocab]
+        token, _ = sample(logits, settings, torch.tensor([len(ids)]))
+        ids.append(int(token))
+        if ids[-1] in request.stop_ids:
+            break
+    return ids[len(request.prompt_ids) :]
+
+
+@pytest.fixture(scope="session", name="make_model")
+def _make_model() -> Callable[..., MiMo]:
+    return make_model
+
+
+@pytest.fixture(scope="session", name="reference")
+def _reference() -> Callable[..., list[int]]:
+    return reference
+
+
+@pytest.fixture(scope="session")
+def model() -> MiMo:
+    return make_model()
