@@ -97,3 +97,210 @@ class OptimizerConfig(Config):
     """Decoupled weight decay; none on norms, biases and embeddings (assumed: common practice)."""
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
+
+
+class TeacherConfig(Config):
+    """Habits of whoever wrote a text; corpora mix careful and careless authors."""
+
+    direct: float = Field(ge=0, le=1)
+    """Share of mathematics answers given without working, as answer keys print them."""
+    slip: float = Field(ge=0, le=1)
+    """Probability that one step of a worked answer is wrong."""
+    sloppy: float = Field(ge=0, le=1)
+    """Probability that a clause of a program is written in its careless form."""
+
+
+class DataConfig(Config):
+    """Corpus, tokenizer and problems (report, sections 2.1, 3.1 and 3.2)."""
+
+    vocab_size: int = Field(default=1024, gt=258)
+    """Size of the BPE vocabulary trained on the corpus."""
+    harvest_characters: int = Field(default=1_500_000, gt=0)
+    """Characters of real text taken for each of the general, math and code sources."""
+    math_pages: int = Field(default=12_000, ge=0)
+    """Pages of generated mathematics with working, added to the math source."""
+    code_pages: int = Field(default=6_000, ge=0)
+    """Pages of generated programming problems with solutions, added to the code source."""
+    synthetic_responses: int = Field(default=4_000, ge=0)
+    """Chat-formatted teacher responses of the synthetic source (stage 3)."""
+    corpus_teacher: TeacherConfig = TeacherConfig(direct=0.4, slip=0.01, sloppy=0.4)
+    """Who wrote the generated pages of the corpus."""
+    sft_teacher: TeacherConfig = TeacherConfig(direct=0.25, slip=0.01, sloppy=0.25)
+    """Who wrote the SFT responses: better, not perfect."""
+    sft_queries: int = Field(default=1_500, gt=0)
+    """Queries answered for SFT, before filtering."""
+    rl_problems: int = Field(default=2_000, gt=0)
+    """Problems for RL, half mathematics and half code."""
+    heldout_problems: int = Field(default=600, gt=0)
+    """Problems for evaluation, half mathematics and half code, half of each in the hard tier."""
+    dedup_threshold: float = Field(default=0.8, gt=0, le=1)
+    """Jaccard similarity of word 5-grams from which two documents count as near duplicates."""
+    decontamination_ngram: int = Field(default=16, gt=0)
+    """Length in words of the n-grams that mark contaminated text (report: 16)."""
+
+
+class PretrainConfig(Config):
+    """The three stages of pre-training (report, section 2.3)."""
+
+    schedule: tuple[ScheduleRow, ...]
+    """The table in tokens: learning rate, batch, length, RoPE base, MTP weight, mixture."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW's settings."""
+    tokens_per_microbatch: int = Field(default=16_384, gt=0)
+    """Tokens in one forward and backward pass; does not change the result."""
+    checkpoint_every: int = Field(default=200, gt=0)
+    """Steps between checkpoints."""
+
+
+class TuneConfig(Config):
+    """A stage that tunes weights for a number of steps at a constant learning rate."""
+
+    learning_rate: float = Field(default=3e-5, gt=0)
+    """Constant after the warm-up (report, section 3.1: 3e-5)."""
+    warmup_steps: int = Field(default=10, ge=0)
+    """Steps of linear warm-up (assumed: a few, against the optimiser's cold start)."""
+    steps: int = Field(default=100, gt=0)
+    """Optimiser steps."""
+    batch: int = Field(default=128, gt=0)
+    """Packed sequences a step."""
+    length: int = Field(default=32_768, gt=1)
+    """Tokens of a packed sequence."""
+    mtp_weight: float = Field(default=0.1, ge=0)
+    """Weight of the MTP loss, the mean over the MTP layers (assumed: that of stage 3)."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW's settings."""
+    tokens_per_microbatch: int = Field(default=16_384, gt=0)
+    """Tokens in one forward and backward pass; does not change the result."""
+    checkpoint_every: int = Field(default=50, gt=0)
+    """Steps between checkpoints."""
+
+
+class MTPHeadsConfig(TuneConfig):
+    """Two copies of the MTP layer, tuned for inference with everything else frozen."""
+
+    layers: int = Field(default=3, ge=1)
+    """MTP layers after this stage, the pre-trained one counted (report, Figure 2: three)."""
+    mixture: dict[Literal["general", "math", "code", "synthetic"], float]
+    """Shares of the sources, by tokens."""
+
+
+class SFTConfig(TuneConfig):
+    """Supervised fine-tuning (report, section 3.1)."""
+
+    responses_per_query: int = Field(default=8, gt=0)
+    """Most responses kept for one query (report: 8)."""
+
+
+class RLConfig(Config):
+    """GRPO with dynamic sampling and an easy pool (report, section 3.3)."""
+
+    steps: int = Field(default=50, gt=0)
+    """Rollout steps, each with `prompts_per_step / prompts_per_update` updates."""
+    prompts_per_step: int = Field(default=512, gt=0)
+    """Prompts with a valid group in one rollout step (report: 512)."""
+    prompts_per_update: int = Field(default=32, gt=0)
+    """Prompts in one optimiser update (report: mini-batch 32)."""
+    group_size: int = Field(default=16, gt=1)
+    """Responses to one prompt (assumed: not in the report; DAPO's value)."""
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """Constant after the warm-up (report: 1e-6)."""
+    warmup_updates: int = Field(default=10, ge=0)
+    """Updates of linear warm-up (assumed: a few, against the optimiser's cold start)."""
+    eps_low: float = Field(default=0.2, gt=0, lt=1)
+    """Clip range below 1 (assumed: DAPO's value)."""
+    eps_high: float = Field(default=0.28, gt=0)
+    """Clip range above 1, wider: clip-higher (assumed: DAPO's value)."""
+    loss_agg: Literal["prompt_token_mean", "batch_token_mean"] = "prompt_token_mean"
+    """Mean over the tokens of one prompt's group (report, Eq. 1), or of the update (verl)."""
+    max_new_tokens: int = Field(default=32_768, gt=0)
+    """Longest response."""
+    temperature: Literal[1.0] = 1.0
+    """Sampling temperature of rollouts; anything else would bias the ratio."""
+    top_p: Literal[1.0] = 1.0
+    """Nucleus of rollouts; a truncated one would bias the ratio."""
+    reward: Literal["strict", "soft", "all"] = "soft"
+    """How a program's tests become a reward: the test difficulty driven schemes, or all tests."""
+    levels: int = Field(default=3, gt=0)
+    """Difficulty levels that a problem's tests are clustered into."""
+    level_samples: int = Field(default=4, gt=0)
+    """Solutions by each of Base and SFT that measure the tests' pass rates."""
+    validity: Literal["passrate", "reward_std"] = "passrate"
+    """Which groups teach something: pass rate neither 0 nor 1, or rewards that differ."""
+    easy_share: float = Field(default=0.1, ge=0, lt=1)
+    """Chance that a prompt is drawn from the easy pool: alpha (report: 10 %)."""
+    max_prompts: int = Field(default=2_048, gt=0)
+    """Most prompts tried in one step; a step that ends short of prompts is counted."""
+    max_short_steps: int = Field(default=10, gt=0)
+    """Short steps in a row after which the data is declared too easy or too hard."""
+    domains: tuple[Literal["math", "code"], ...] = ("math", "code")
+    """Problems trained on."""
+    tiers: tuple[Literal["train", "hard"], ...] = ("train",)
+    """Tiers trained on; the hard tier is for evaluation unless an experiment says otherwise."""
+    slots: int = Field(default=256, gt=0)
+    """Sequences decoded at once."""
+    reward_lag: int = Field(default=16, ge=0)
+    """Decode steps between a sample's end and the use of its reward. Fixed, so that which prompts
+    start when does not depend on how fast the verifiers are, and a run can be repeated."""
+    optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0)
+    """AdamW's settings."""
+    tokens_per_microbatch: int = Field(default=16_384, gt=0)
+    """Tokens in one forward and backward pass; does not change the result."""
+    checkpoint_every: int = Field(default=5, gt=0)
+    """Rollout steps between checkpoints."""
+
+    @model_validator(mode="after")
+    def _check_updates(self) -> RLConfig:
+        if self.prompts_per_step % self.prompts_per_update:
+            raise ValueError("prompts_per_step must be a multiple of prompts_per_update")
+        if self.max_prompts < self.prompts_per_step:
+            raise ValueError("max_prompts must be at least prompts_per_step")
+        return self
+
+
+class EvalConfig(Config):
+    """Held-out problems, pass@1 over several samples (report, section 3.5)."""
+
+    samples: int = Field(default=4, gt=0)
+    """Samples for each problem."""
+    temperature: float = Field(default=0.6, ge=0)
+    """Sampling temperature (report: 0.6)."""
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    """Nucleus (report: 0.95)."""
+    max_new_tokens: int = Field(default=32_768, gt=0)
+    """Longest response."""
+    slots: int = Field(default=512, gt=0)
+    """Sequences decoded at once."""
+    mtp_prompts: int = Field(default=64, gt=0)
+    """Held-out prompts on which speculative decoding is measured."""
+
+
+class ExportConfig(Config):
+    """Release folders."""
+
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Of the stored weights; bfloat16 as published. float32 keeps exactly what was evaluated."""
+
+
+class Recipe(Config):
+    """A whole run: corpus, three-stage pre-training, SFT, RL, evaluation, release."""
+
+    name: str
+    """What the run's reports call it."""
+    seed: int = 0
+    """Seeds data order, initial weights, sampling and problems."""
+    model: ModelConfig
+    """The architecture."""
+    data: DataConfig = DataConfig()
+    """Corpus, tokenizer and problems."""
+    pretrain: PretrainConfig
+    """Three-stage pre-training."""
+    mtp_heads: MTPHeadsConfig
+    """The extra MTP layers."""
+    sft: SFTConfig
+    """Supervised fine-tuning."""
+    rl: RLConfig
+    """Reinforcement learning, from SFT (RL) and from Base (RL-Zero)."""
+    eval: EvalConfig = EvalConfig()
+    """Evaluation."""
+    export: ExportConfig = ExportConfig()
+    """Release folders."""

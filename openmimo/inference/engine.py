@@ -204,6 +204,13 @@ class Engine:
             drafts_accepted=list(self._decoder.drafts_accepted),
         )
 
+    def generated(self, request_id: RequestId) -> list[int]:
+        """Tokens that a request in flight has so far, for streaming; empty while it waits."""
+        for row, q in enumerate(self._rows.queued):
+            if q.request.id == request_id:
+                return self._rows.completion(row).token_ids.tolist()
+        return []
+
     def run(self, requests: Sequence[Request]) -> list[Completion]:
         """Complete `requests` on an idle engine; the answers come in the requests' order."""
         if self._in_flight:

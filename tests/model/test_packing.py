@@ -63,10 +63,16 @@ def test_the_loss_of_one_document_has_no_gradient_in_the_other(
     assert not touched[50:].any()
 
 
-@given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=5), shift=st.integers(0, 6))
-def test_masks_and_shifts_follow_the_documents(lengths: list[int], shift: int) -> None:
+@given(
+    lengths=st.lists(st.integers(1, 5), min_size=1, max_size=5),
+    cut=st.integers(0, 4),
+    shift=st.integers(0, 6),
+)
+def test_masks_and_shifts_follow_the_documents(lengths: list[int], cut: int, shift: int) -> None:
+    # A row may begin inside a document, whose first `cut` tokens are in another row.
     document = [i for i, length in enumerate(lengths) for _ in range(length)]
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    positions[:, : lengths[0]] += cut
     total = len(document)
     mask = document_mask(positions)[0, 0]
     values = torch.arange(total)[None] + 100

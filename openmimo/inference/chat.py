@@ -1,0 +1,186 @@
+"""A conversation with a released model, in the terminal or through a pipe."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+
+from openmimo.errors import UserError
+from openmimo.inference.engine import Decoder, Engine, PlainDecoder
+from openmimo.inference.protocol import Request
+from openmimo.inference.speculative import SpeculativeDecoder
+from openmimo.model.checkpoint import load_release
+from openmimo.model.mimo import MiMo
+from openmimo.tokenizer import StreamDecoder, Tokenizer
+
+GREETING = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
+
+
+class Conversation:
+    """What was said so far, and how the next answer is made.
+
+    Args:
+        model, tokenizer: as `load_release` returns them.
+        template: a request whose settings and seed every answer takes.
+        system: system prompt; MiMo recommends the empty one.
+        speculative: draft with all MTP layers; changes the speed alone.
+    """
+
+    def __init__(
+        self,
+        model: MiMo,
+        tokenizer: Tokenizer,
+        template: Request,
+        system: str = "",
+        speculative: bool = True,
+    ) -> None:
+        self._model, self._tokenizer, self._system = model, tokenizer, system
+        self._template = replace(template, stop_ids=(tokenizer.eos_id, tokenizer.doc_end_id))
+        self._drafts = len(model.mtp_layers) if speculative else 0
+        self._messages: list[dict[str, str]] = []
+        self._answers = 0
+
+    def reset(self) -> None:
+        """Forget everything said."""
+        self._messages.clear()
+
+    def answer(self, text: str) -> Generator[str]:
+        """Pieces of the answer to `text`, as they are generated.
+
+        Text and answer join the conversation when the answer ends, or is left early by closing
+        the iterator.
+
+        Raises:
+            UserError: the conversation has become longer than the model's context.
+        """
+        asked = {"role": "user", "content": text}
+        prompt = self._tokenizer.chat_prompt([*self._messages, asked], self._system)
+        room = self._model.config.max_position_embeddings - len(prompt)
+        if room < 1:
+            raise UserError(
+                f"the conversation has {len(prompt)} tokens, more than the model's context of "
+                f"{self._model.config.max_position_embeddings}; start anew with /reset"
+            )
+        request = replace(
+            self._template,
+            prompt_ids=prompt,
+            max_new_tokens=min(room, self._template.max_new_tokens),
+            seed=self._template.seed + self._answers,
+        )
+        self._answers += 1
+        said = ""
+        try:
+            for piece in self._stream(request):
+                said += piece
+                yield piece
+        finally:
+            self._messages += [asked, {"role": "assistant", "content": said}]
+
+    def _stream(self, request: Request) -> Generator[str]:
+        decoder: Decoder = PlainDecoder(self._model)
+        if self._drafts:
+            decoder = SpeculativeDecoder(self._model, self._drafts)
+        engine = Engine(
+            decoder,
+            slots=1,
+            max_length=len(request.prompt_ids) + request.max_new_tokens,
+            used_vocab=self._tokenizer.vocab_size,
+        )
+        engine.submit([request])
+        text, fed = StreamDecoder(self._tokenizer), 0
+        while True:
+            finished = engine.step()
+            ids = finished[0].token_ids.tolist() if finished else engine.generated(request.id)
+            if piece := text.feed(*ids[fed:]):
+                yield piece
+            fed = len(ids)
+            if finished:
+                break
+        if piece := text.finish():
+            yield piece
+
+
+def chat(
+    model_dir: Path | str,
+    *,
+    system: str = "",
+    temperature: float = 0.6,
+    top_p: float = 0.95,
+    max_tokens: int = 512,
+    speculative: bool = True,
+    seed: int | None = None,
+) -> None:
+    """Talk to the release folder `model_dir` until the input ends.
+
+    In a terminal answers stream and commands are explained. Otherwise every line of standard
+    input is a message, and standard output holds the answers alone.
+
+    Args:
+        temperature, top_p: the values of MiMo's evaluation by default.
+        max_tokens: longest answer.
+        speculative: draft with the model's MTP layers (exact, so only the speed differs).
+        seed: for the same answers to the same messages; None takes a random one.
+
+    Raises:
+        UserError: no such model, impossible settings, or (outside a terminal) a conversation
+            longer than the model's context.
+    """
+    seed = secrets.randbits(63) if seed is None else seed
+    template = Request("chat", [0], max_tokens, temperature, top_p, seed)
+    model, tokenizer = load_release(model_dir)
+    model.eval()
+    conversation = Conversation(model, tokenizer, template, system, speculative)
+    if sys.stdin.isatty():
+        _in_terminal(conversation)
+    else:
+        _in_pipe(conversation)
+
+
+def _in_terminal(conversation: Conversation) -> None:
+    try:
+        import readline  # noqa: F401  (its import gives input() line editing)
+    except ImportError:  # not on every platform
+        pass
+    print(GREETING)
+    while True:
+        try:
+            text = input("\n> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if text == "/exit":
+            return
+        if text == "/reset":
+            conversation.reset()
+        elif text:
+            _print_answer(conversation, text)
+
+
+def _print_answer(conversation: Conversation, text: str) -> None:
+    pieces = conversation.answer(text)
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        pieces.close()  # keeps what was said
+    except UserError as error:
+        print(error, end="")
+    print()
+
+
+def _in_pipe(conversation: Conversation) -> None:
+    # Bytes that are not UTF-8 become U+FFFD instead of an error in the middle of the input.
+    sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+    for line in sys.stdin:
+        text = line.strip()
+        if text == "/exit":
+            return
+        if text == "/reset":
+            conversation.reset()
+        elif text:
+            for piece in conversation.answer(text):
+                print(piece, end="", flush=True)
+            print(flush=True)

@@ -1,0 +1,162 @@
+import io
+import os
+import pty
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from openmimo.errors import UserError
+from openmimo.inference.chat import Conversation, chat
+from openmimo.inference.protocol import Request
+from openmimo.model.checkpoint import write_model
+from openmimo.tokenizer import Tokenizer
+
+TEXTS = ["the cat sat on the mat and looked at the other cat, naïve as it was"] * 20
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return Tokenizer.train(TEXTS, vocab_size=290)
+
+
+@pytest.fixture(scope="session")
+def talker(make_model, tokenizer):
+    return make_model(vocab_size=320, max_position_embeddings=256)
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory, talker, tokenizer):
+    folder = tmp_path_factory.mktemp("release")
+    write_model(talker, folder, torch.float32, tokenizer)
+    return folder
+
+
+def conversation(talker, tokenizer, **changes):
+    settings = {"max_new_tokens": 12, "temperature": 1.0, "seed": 3, **changes}
+    return Conversation(talker, tokenizer, Request("chat", [0], **settings))
+
+
+def test_an_answer_is_what_the_model_generates_after_the_chat_prompt(talker, tokenizer, reference):
+    talk = conversation(talker, tokenizer, temperature=0.0)
+    first = "".join(talk.answer("the cat"))
+    stops = (tokenizer.eos_id, tokenizer.doc_end_id)
+    used = tokenizer.vocab_size
+
+    def expected(messages):
+        request = Request(0, tokenizer.chat_prompt(messages), 12, temperature=0.0, stop_ids=stops)
+        return tokenizer.decode(reference(talker, request, used))
+
+    messages = [{"role": "user", "content": "the cat"}]
+    assert first == expected(messages)
+    messages += [
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": "and?"},
+    ]
+    assert "".join(talk.answer("and?")) == expected(messages)
+    talk.reset()
+    assert "".join(talk.answer("the cat")) == first
+
+
+def test_drafts_change_nothing_said_greedily(talker, tokenizer):
+    template = Request("chat", [0], 40, temperature=0.0)
+    said = [
+        "".join(Conversation(talker, tokenizer, template, "", speculative).answer("mat"))
+        for speculative in (True, False)
+    ]
+    assert said[0] == said[1]
+
+
+def test_an_answer_left_early_stays_in_the_conversation(talker, tokenizer):
+    talk = conversation(talker, tokenizer, max_new_tokens=60)
+    pieces = talk.answer("the cat")
+    heard = next(pieces)
+    pieces.close()
+    assert talk._messages[-1] == {"role": "assistant", "content": heard}
+
+
+def test_a_full_context_shortens_the_answer_and_then_ends_the_conversation(talker, tokenizer):
+    talk = conversation(talker, tokenizer, max_new_tokens=10_000, temperature=0.9)
+    with pytest.raises(UserError, match="start anew with /reset"):
+        for _ in range(100):
+            list(talk.answer("the cat sat on the mat"))
+    talk.reset()
+    list(talk.answer("the cat"))
+
+
+def piped(monkeypatch, capsys, release, text, **options):
+    stdin = io.TextIOWrapper(io.BytesIO(text))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    chat(release, **{"temperature": 0.0, "max_tokens": 8, **options})
+    return capsys.readouterr().out
+
+
+def test_through_a_pipe_each_line_is_a_message(monkeypatch, capsys, release):
+    one = piped(monkeypatch, capsys, release, b"the cat\n")
+    both = piped(monkeypatch, capsys, release, b"the cat\n\n/reset\nthe cat\n/exit\nmore\n")
+    assert one
+    assert both == 2 * one
+    assert piped(monkeypatch, capsys, release, b"\xff\xfe broken\n")
+
+
+def test_a_seed_makes_answers_repeat(monkeypatch, capsys, release):
+    options = {"temperature": 1.0, "max_tokens": 30}
+    outputs = [
+        piped(monkeypatch, capsys, release, b"the cat\nmat\n", **options, seed=seed)
+        for seed in (5, 5, 6, None, None)
+    ]
+    assert outputs[0] == outputs[1]
+    assert len(set(outputs)) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1.0}, "temperature is -1"),
+        ({"top_p": 0.0}, "top_p is 0"),
+        ({"max_tokens": 0}, "max_new_tokens is 0"),
+    ],
+)
+def test_impossible_settings_are_refused_before_loading(options, message):
+    with pytest.raises(UserError, match=message):
+        chat("no-such-folder", **options)
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no model folder"):
+        chat(tmp_path / "nothing")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [b"/exit\n", b"\x04", b"\x03"])
+def test_in_a_terminal_it_streams_and_leaves_cleanly(release, end):
+    code = f"from openmimo.inference.chat import chat; chat({str(release)!r}, max_tokens=8)"
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(slave)
+    seen = b""
+
+    def read_until_prompt(count):
+        nonlocal seen
+        deadline = time.monotonic() + 60
+        while seen.count(b"\n> ") < count:
+            assert time.monotonic() < deadline, seen
+            seen += os.read(master, 1000)
+
+    try:
+        read_until_prompt(1)
+        os.write(master, b"the cat\n")
+        read_until_prompt(2)
+        os.write(master, end)
+        assert process.wait(timeout=30) == 0
+        assert b"Traceback" not in seen
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
