@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import sys
 from collections.abc import Generator
@@ -140,10 +141,8 @@ def chat(
 
 
 def _in_terminal(conversation: Conversation) -> None:
-    try:
+    with contextlib.suppress(ImportError):  # not on every platform
         import readline  # noqa: F401  (its import gives input() line editing)
-    except ImportError:  # not on every platform
-        pass
     print(GREETING)
     while True:
         try:

@@ -1,8 +1,11 @@
+import fcntl
 import io
 import os
 import pty
+import signal
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -79,9 +82,13 @@ def test_an_answer_left_early_stays_in_the_conversation(talker, tokenizer):
 
 def test_a_full_context_shortens_the_answer_and_then_ends_the_conversation(talker, tokenizer):
     talk = conversation(talker, tokenizer, max_new_tokens=10_000, temperature=0.9)
-    with pytest.raises(UserError, match="start anew with /reset"):
+
+    def talk_on():
         for _ in range(100):
             list(talk.answer("the cat sat on the mat"))
+
+    with pytest.raises(UserError, match="start anew with /reset"):
+        talk_on()
     talk.reset()
     list(talk.answer("the cat"))
 
@@ -129,6 +136,12 @@ def test_a_missing_folder_is_refused(tmp_path):
         chat(tmp_path / "nothing")
 
 
+def own_terminal():
+    """In the child: standard input is the terminal whose Ctrl-C reaches it."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run in the background ignores it
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("end", [b"/exit\n", b"\x04", b"\x03"])
 def test_in_a_terminal_it_streams_and_leaves_cleanly(release, end):
@@ -137,7 +150,7 @@ def test_in_a_terminal_it_streams_and_leaves_cleanly(release, end):
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+        preexec_fn=own_terminal,
     )  # fmt: skip
     os.close(slave)
     seen = b""

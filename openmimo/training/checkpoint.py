@@ -1,0 +1,99 @@
+"""Training checkpoints: weights, optimiser moments and integers; no pickle.
+
+    <folder>/step-000200/model.safetensors      every parameter, by name
+    <folder>/step-000200/optimizer.safetensors  AdamW's moments, `<parameter>.exp_avg` and so on
+    <folder>/step-000200/state.json             step, data position, counters
+
+A checkpoint appears whole or not at all, and the one before it is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from openmimo.errors import UserError
+from openmimo.runs import atomic_dir, require_space
+
+KEEP = 2
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def save_checkpoint(
+    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.AdamW, state: dict[str, Any]
+) -> None:
+    """Write the checkpoint of `step`; `state` must be JSON. Older ones than the last are removed."""
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    moments = _moments(model, optimizer)
+    size = sum(t.numel() * t.element_size() for t in (*weights.values(), *moments.values()))
+    require_space(folder, size)
+    with atomic_dir(folder / f"step-{step:09d}") as partial:
+        save_file(weights, partial / "model.safetensors")
+        save_file(moments, partial / "optimizer.safetensors")
+        (partial / "state.json").write_text(json.dumps({"step": step, **state}))
+    for old in _checkpoints(folder)[:-KEEP]:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.AdamW
+) -> dict[str, Any] | None:
+    """Restore the latest checkpoint in place and return its state; None if there is none.
+
+    Raises:
+        UserError: the checkpoint is damaged or belongs to another model.
+    """
+    found = _checkpoints(folder)
+    if not found:
+        return None
+    latest = found[-1]
+    try:
+        weights = load_file(latest / "model.safetensors")
+        moments = load_file(latest / "optimizer.safetensors")
+        state: dict[str, Any] = json.loads((latest / "state.json").read_bytes())
+        _restore(model, optimizer, weights, moments)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"the checkpoint {latest} is damaged ({str(error).splitlines()[0]}): delete this "
+            "folder and repeat the command, it goes on from the checkpoint before"
+        ) from error
+    return state
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if path.suffix != ".tmp")
+
+
+def _moments(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}.{key}": values[key]
+        for parameter, values in optimizer.state.items()
+        for key in MOMENTS
+    }
+
+
+def _restore(
+    model: nn.Module,
+    optimizer: torch.optim.AdamW,
+    weights: dict[str, Tensor],
+    moments: dict[str, Tensor],
+) -> None:
+    parameters = dict(model.named_parameters())
+    if parameters.keys() != weights.keys():
+        raise KeyError("it holds other tensors than this model")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if parameter.shape != weights[name].shape:
+                raise ValueError(f"{name} has another shape")
+            parameter.copy_(weights[name])
+    for key, value in moments.items():
+        name, _, moment = key.rpartition(".")
+        optimizer.state[parameters[name]][moment] = value

@@ -1,0 +1,99 @@
+"""Two more MTP layers for inference (report, section 2.3 and Figure 2).
+
+The pre-trained MTP layer is copied; trunk, embedding, head and the first layer are frozen; the
+copies learn to predict one and two tokens further from the same hidden state.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from openmimo.config.base import config_hash
+from openmimo.config.schema import MTPHeadsConfig, Recipe
+from openmimo.model.checkpoint import load_model
+from openmimo.model.mimo import MiMo
+from openmimo.runs import Run
+from openmimo.tokenizer import Tokenizer
+from openmimo.training.batch import batch_rows
+from openmimo.training.loop import Objective, Step, constant_with_warmup, train
+from openmimo.training.pretrain import open_corpus
+from openmimo.training.stream import PackedStream
+
+
+def with_copied_layers(model: MiMo, layers: int) -> MiMo:
+    """A model with `layers` MTP layers, the new ones equal to layer 0; all else is the same."""
+    config = model.config.model_copy(update={"num_nextn_predict_layers": layers})
+    grown = MiMo(config)
+    grown.rope_base = model.rope_base
+    weights = model.state_dict()
+    prefix = "model.mtp_layers."
+    for name, tensor in model.model.mtp_layers[0].state_dict().items():
+        for layer in range(1, layers):
+            weights[f"{prefix}{layer}.{name}"] = tensor.clone()
+    grown.load_state_dict(weights)
+    return grown
+
+
+def freeze_all_but_copies(model: MiMo) -> None:
+    """Only MTP layers 1 and up stay trainable."""
+    model.requires_grad_(False)
+    for layer in model.mtp_layers[1:]:
+        layer.requires_grad_(True)
+
+
+class StreamSource:
+    """Constant settings over a packed stream."""
+
+    def __init__(
+        self, config: MTPHeadsConfig, stream: PackedStream, rope_base: float, pad_id: int
+    ) -> None:
+        self._config, self._stream = config, stream
+        self._rope_base, self._pad_id = rope_base, pad_id
+        self.total_steps = config.steps
+        stream.use(config.mixture)
+
+    def step(self, index: int) -> Step:
+        config = self._config
+        rows = [self._stream.row(config.length) for _ in range(config.batch)]
+        return Step(
+            stage="mtp_heads",
+            batch=batch_rows(rows, config.length, self._pad_id),
+            learning_rate=constant_with_warmup(index, config.learning_rate, config.warmup_steps),
+            mtp_weight=1.0,  # the only loss there is
+            rope_base=self._rope_base,
+        )
+
+    def state(self) -> dict[str, Any]:
+        return self._stream.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._stream.restore(state)
+
+
+def run(recipe: Recipe, run: Run) -> None:
+    """Stage `mtp_heads`: the result, `stages/mtp_heads/model`, is Base as it is released."""
+    upstream = run.require("pretrain")
+    stage = run.stage("mtp_heads", config_hash(recipe.mtp_heads, str(recipe.seed), upstream))
+    if stage.is_done():
+        return
+    config = recipe.mtp_heads
+    base = load_model(run.dir / "stages" / "pretrain" / "model", dtype=torch.float32)
+    model = with_copied_layers(base, config.layers)
+    freeze_all_but_copies(model)
+    data = run.dir / "stages" / "data"
+    stream = PackedStream(open_corpus(data, recipe))
+    pad_id = Tokenizer.load(data / "tokenizer").doc_end_id
+    finished = train(
+        run,
+        stage,
+        model,
+        StreamSource(config, stream, model.rope_base, pad_id),
+        Objective(mtp_layers=range(1, config.layers), main=False),
+        config.optimizer,
+        config.tokens_per_microbatch,
+        config.checkpoint_every,
+    )
+    if finished:
+        stage.finish()

@@ -1,0 +1,91 @@
+"""Pre-training: Base from nothing, three stages from one table in tokens (report, section 2.3)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openmimo.config.base import config_hash
+from openmimo.config.schema import Recipe
+from openmimo.data.shards import Corpus
+from openmimo.model.mimo import MiMo
+from openmimo.runs import Run, atomic_write
+from openmimo.tokenizer import Tokenizer
+from openmimo.training.batch import batch_rows
+from openmimo.training.loop import Objective, Step, train
+from openmimo.training.schedule import Schedule
+from openmimo.training.stream import PackedStream
+
+
+class PretrainSource:
+    """Steps of the schedule over the packed stream; keeps what each stage really read."""
+
+    def __init__(self, schedule: Schedule, stream: PackedStream, pad_id: int) -> None:
+        self._walk = schedule.steps()
+        self._stream, self._pad_id = stream, pad_id
+        self.total_steps = len(self._walk)
+        self.mixture: dict[str, dict[str, dict[str, float]]] = {}
+
+    def step(self, index: int) -> Step:
+        _, point = self._walk[index]
+        self._stream.use(point.mixture)
+        rows = [self._stream.row(point.length) for _ in range(point.batch)]
+        read = sum(self._stream.tokens.values())
+        self.mixture[point.stage] = {
+            "target": point.mixture,
+            "realised": {s: n / read for s, n in self._stream.tokens.items()},
+            "tokens": dict(self._stream.tokens),
+        }
+        return Step(
+            stage=point.stage,
+            batch=batch_rows(rows, point.length, self._pad_id),
+            learning_rate=point.learning_rate,
+            mtp_weight=point.mtp_weight,
+            rope_base=point.rope_base,
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {"stream": self._stream.state(), "mixture": self.mixture}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._stream.restore(state["stream"])
+        self.mixture = state["mixture"]
+
+
+def open_corpus(data: Path, recipe: Recipe) -> Corpus:
+    """The tokenised sources that any row of the schedule reads."""
+    used = {name for row in recipe.pretrain.schedule for name, w in row.mixture.items() if w}
+    return Corpus(data / "shards", sorted(used), recipe.seed)
+
+
+def run(recipe: Recipe, run: Run) -> None:
+    """Stage `pretrain`: from the data stage's shards to `stages/pretrain/model`."""
+    upstream = run.require("data")
+    stage = run.stage(
+        "pretrain", config_hash(recipe.pretrain, config_hash(recipe.model), str(recipe.seed), upstream)
+    )
+    if stage.is_done():
+        return
+    data = run.dir / "stages" / "data"
+    tokenizer = Tokenizer.load(data / "tokenizer")
+    model = MiMo(recipe.model)
+    model.init_weights(torch.Generator().manual_seed(recipe.seed))
+    stream = PackedStream(open_corpus(data, recipe))
+    source = PretrainSource(Schedule(recipe.pretrain.schedule), stream, tokenizer.doc_end_id)
+    finished = train(
+        run,
+        stage,
+        model,
+        source,
+        Objective(mtp_layers=range(len(model.mtp_layers))),
+        recipe.pretrain.optimizer,
+        recipe.pretrain.tokens_per_microbatch,
+        recipe.pretrain.checkpoint_every,
+    )
+    if finished:
+        atomic_write(stage.dir / "mixture.json", json.dumps(source.mixture, indent=2))
+        parameters = sum(p.numel() for p in model.parameters())
+        stage.finish(parameters=parameters, rope_base=model.rope_base)
