@@ -39,6 +39,9 @@ STAGES = {
         "copy Base's MTP layer and tune the copies", "openmimo.training.mtp_heads", ("mtp_heads",)
     ),
     "sft": StageVerb("fine-tune Base into SFT", "openmimo.training.sft", ("sft",)),
+    "difficulty": StageVerb(
+        "measure how hard each test of the RL problems is", "openmimo.rl.difficulty", ("rl",)
+    ),
     "rl-zero": StageVerb(
         "train RL-Zero from Base", "openmimo.rl.train", ("rl",), (("variant", "rl_zero"),)
     ),

@@ -21,7 +21,9 @@ from openmimo.training.batch import IGNORE, Batch
 
 def count_targets(batch: Batch, mtp_layers: Sequence[int]) -> tuple[int, list[int]]:
     """Valid targets of the main loss and of each MTP layer in `batch`."""
-    counts = [int((batch.labels(shift) != IGNORE).sum()) for shift in (1, *(2 + i for i in mtp_layers))]
+    counts = [
+        int((batch.labels(shift) != IGNORE).sum()) for shift in (1, *(2 + i for i in mtp_layers))
+    ]
     return counts[0], counts[1:]
 
 
@@ -115,6 +117,8 @@ def mtp_match_rates(model: MiMo, batch: Batch, mtp_layers: Sequence[int]) -> lis
         ids = shifted_within_document(batch.ids, batch.positions, 1 + layer, fill=0)
         labels = batch.labels(2 + layer)
         valid = labels != IGNORE
-        guess = model.lm_head(model.mtp_draft(layer, hidden, ids, batch.positions)[valid]).argmax(-1)
+        guess = model.lm_head(model.mtp_draft(layer, hidden, ids, batch.positions)[valid]).argmax(
+            -1
+        )
         rates.append(float((guess == labels[valid]).float().mean()))
     return rates

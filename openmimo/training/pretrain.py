@@ -65,7 +65,8 @@ def run(recipe: Recipe, run: Run) -> None:
     """Stage `pretrain`: from the data stage's shards to `stages/pretrain/model`."""
     upstream = run.require("data")
     stage = run.stage(
-        "pretrain", config_hash(recipe.pretrain, config_hash(recipe.model), str(recipe.seed), upstream)
+        "pretrain",
+        config_hash(recipe.pretrain, config_hash(recipe.model), str(recipe.seed), upstream),
     )
     if stage.is_done():
         return

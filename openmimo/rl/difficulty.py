@@ -1,0 +1,117 @@
+"""How hard each test is: the pass rates behind the test difficulty driven reward.
+
+Several models (Base and SFT) solve every programming problem several times; a test's pass rate
+over all those solutions is its difficulty, and tests of similar difficulty form a level (report,
+section 3.3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openmimo.config.base import config_hash
+from openmimo.config.schema import Recipe
+from openmimo.data.documents import read_records, write_records
+from openmimo.inference.engine import Engine, PlainDecoder
+from openmimo.inference.protocol import Request
+from openmimo.model.checkpoint import load_model
+from openmimo.rewards.difficulty import cluster_levels, pass_rates
+from openmimo.rewards.pool import RewardPool
+from openmimo.rl.train import JUDGE_LIMITS, sample_seed
+from openmimo.rollout.driver import REWARD_DEADLINE
+from openmimo.runs import Run
+from openmimo.tokenizer import Tokenizer
+
+SOLVERS = ("mtp_heads", "sft")
+"""Stages whose models solve the problems: Base and SFT."""
+
+Vectors = dict[str, list[tuple[bool, ...]]]
+"""For each problem id, the outcome of every test for every solution."""
+
+
+def run(recipe: Recipe, run: Run) -> None:
+    """Stage `difficulty`: the RL problems with `levels` and each test's `pass_rates`."""
+    upstream = [run.require(name) for name in ("data", *SOLVERS)]
+    settings = {
+        "levels": recipe.rl.levels,
+        "samples": recipe.rl.level_samples,
+        "max_new_tokens": recipe.rl.max_new_tokens,
+    }
+    stage = run.stage("difficulty", config_hash(settings, str(recipe.seed), *upstream))
+    if stage.is_done():
+        return
+    data = run.dir / "stages" / "data"
+    problems = [problem for _, problem in read_records(data / "problems" / "rl.jsonl")]
+    code = [problem for problem in problems if problem["domain"] == "code"]
+    tokenizer = Tokenizer.load(data / "tokenizer")
+    vectors: Vectors = {problem["id"]: [] for problem in code}
+    for solver in SOLVERS:
+        folder = run.dir / "stages" / solver / "model"
+        for problem_id, passed in _solve(recipe, run, folder, code, tokenizer):
+            vectors[problem_id].append(passed)
+        solved = sum(all(v) for vs in vectors.values() for v in vs)
+        print(f"difficulty: {solver} and those before solved {solved} of "
+              f"{sum(map(len, vectors.values()))} attempts", flush=True)  # fmt: skip
+    graded = [with_levels(problem, vectors, recipe.rl.levels) for problem in problems]
+    write_records(stage.dir / "problems.jsonl", graded)
+    levels = [len(problem["levels"]) for problem in graded if problem["domain"] == "code"]
+    stage.finish(problems=len(graded), mean_levels=sum(levels) / max(1, len(levels)))
+
+
+def with_levels(problem: dict[str, Any], vectors: Vectors, levels: int) -> dict[str, Any]:
+    """The problem with its tests' `pass_rates` and `levels`, easiest first."""
+    if problem["domain"] != "code":
+        return problem
+    tests = len(problem["tests"])
+    # A response without a program fails every test.
+    matrix = [passed or (False,) * tests for passed in vectors[problem["id"]]]
+    rates = pass_rates(matrix)
+    return problem | {
+        "pass_rates": [round(float(rate), 4) for rate in rates],
+        "levels": [list(map(int, level)) for level in cluster_levels(rates, levels)],
+    }
+
+
+def _solve(
+    recipe: Recipe, run: Run, folder: Path, problems: list[dict[str, Any]], tokenizer: Tokenizer
+) -> Iterator[tuple[str, tuple[bool, ...]]]:
+    """(problem id, test outcomes) of every attempt of one model, as they finish."""
+    model = load_model(folder, dtype=torch.float32)
+    prompts = {p["id"]: tokenizer.chat_prompt(p["prompt"]) for p in problems}
+    by_id = {p["id"]: p for p in problems}
+    config = recipe.rl
+    longest = max(map(len, prompts.values()), default=1)
+    engine = Engine(
+        PlainDecoder(model),
+        slots=config.slots,
+        max_length=longest + config.max_new_tokens,
+        used_vocab=tokenizer.vocab_size,
+    )
+    engine.submit(
+        Request(
+            id=f"{problem['id']}/{n}",
+            prompt_ids=prompts[problem["id"]],
+            max_new_tokens=config.max_new_tokens,
+            seed=sample_seed(recipe.seed, "difficulty", folder.parent.name, problem["id"], n),
+            stop_ids=(tokenizer.eos_id, tokenizer.doc_end_id),
+        )
+        for problem in problems
+        for n in range(config.level_samples)
+    )
+    left = len(problems) * config.level_samples
+    with RewardPool(scheme="all", judge=JUDGE_LIMITS) as pool:
+        while left:
+            run.interrupt.check()
+            for done in engine.step():
+                problem_id = str(done.request_id).split("/")[0]
+                text = tokenizer.decode(done.token_ids.tolist())
+                pool.submit(problem_id, by_id[problem_id], text)
+            idle = not engine.stats().active
+            for problem_id, result in pool.wait(REWARD_DEADLINE) if idle else pool.poll():
+                left -= 1
+                if result.score is not None:  # a failed judgement says nothing about the tests
+                    yield problem_id, result.passed

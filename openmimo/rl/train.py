@@ -1,0 +1,227 @@
+"""Reinforcement learning: RL from SFT, RL-Zero from Base (report, section 3.3).
+
+A step: prompts from the stream -> rollout engine -> rewards -> advantages -> updates -> log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from openmimo.config.base import config_hash
+from openmimo.config.schema import Recipe, RLConfig
+from openmimo.data.documents import read_records
+from openmimo.errors import UserError
+from openmimo.inference.engine import Engine, PlainDecoder
+from openmimo.metrics import MetricsWriter
+from openmimo.model.checkpoint import load_model, save_model
+from openmimo.model.mimo import MiMo
+from openmimo.progress import Progress
+from openmimo.rewards.pool import RewardPool
+from openmimo.rl.metrics import step_metrics
+from openmimo.rl.stream import PromptStream
+from openmimo.rl.update import grpo_update
+from openmimo.rollout.demand import ValidRate
+from openmimo.rollout.driver import Prompt, Rollout, RolloutDriver
+from openmimo.rollout.scheduler import StepScheduler, StepSettings
+from openmimo.rollout.validity import valid_by_passrate, valid_by_reward_std
+from openmimo.runs import Run, Stage
+from openmimo.tokenizer import Tokenizer
+from openmimo.training.checkpoint import load_checkpoint, save_checkpoint
+from openmimo.training.loop import constant_with_warmup
+from openmimo.training.optim import build_optimizer
+
+Variant = Literal["rl", "rl_zero"]
+START = {"rl": "sft", "rl_zero": "mtp_heads"}
+"""The stage whose model a variant starts from."""
+
+JUDGE_LIMITS = {"cpu_seconds": 0.5, "wall_seconds": 5.0, "max_timeouts": 1}
+"""For programs of a rollout: a loop costs one timeout, not one a test."""
+
+HISTORY = 64
+"""Groups that the valid rate remembers across steps."""
+
+
+def run(recipe: Recipe, run: Run, variant: Variant) -> None:
+    """Stage `rl` or `rl_zero`: from `stages/<start>/model` to `stages/<variant>/model`."""
+    upstream = [run.require("difficulty"), run.require(START[variant])]
+    stage = run.stage(variant, config_hash(recipe.rl, str(recipe.seed), *upstream))
+    if stage.is_done():
+        return
+    problems = load_problems(run.dir / "stages" / "difficulty" / "problems.jsonl", recipe.rl)
+    model = load_model(run.dir / "stages" / START[variant] / "model", dtype=torch.float32)
+    tokenizer = Tokenizer.load(run.dir / "stages" / "data" / "tokenizer")
+    if train(run, stage, recipe.rl, recipe.seed, model, tokenizer, problems):
+        stage.finish()
+
+
+def load_problems(path: Path, config: RLConfig) -> list[dict[str, Any]]:
+    """The problems of the configured domains and tiers."""
+    problems = [
+        problem
+        for _, problem in read_records(path)
+        if problem["domain"] in config.domains and problem["tier"] in config.tiers
+    ]
+    if not problems:
+        raise UserError(f"{path} has no problem of domains {config.domains}, tiers {config.tiers}")
+    return problems
+
+
+def sample_seed(*parts: object) -> int:
+    """A 62-bit seed that is a pure function of its parts."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 2
+
+
+def train(
+    run: Run,
+    stage: Stage,
+    config: RLConfig,
+    seed: int,
+    model: MiMo,
+    tokenizer: Tokenizer,
+    problems: list[dict[str, Any]],
+) -> bool:
+    """Run all steps; the final model goes to `stage.dir/model`.
+
+    Returns:
+        False if it was interrupted (a checkpoint is on disk), True if it is finished.
+
+    Raises:
+        UserError: `max_short_steps` steps in a row found too few valid groups.
+    """
+    for layer in model.mtp_layers:
+        layer.requires_grad_(False)  # the recipe freezes MTP in RL
+    optimizer = build_optimizer(model.named_parameters(), config.optimizer)
+    stream = PromptStream(len(problems), seed, config.easy_share)
+    checkpoints = stage.dir / "checkpoints"
+    state = load_checkpoint(checkpoints, model, optimizer) or {"step": 0, "short": 0}
+    rate = ValidRate(**state["rate"]) if "rate" in state else ValidRate()
+    if "stream" in state:
+        stream.load_state_dict(state["stream"])
+    first, short = state["step"], state["short"]
+
+    def checkpoint(step: int) -> None:
+        record = {"stream": stream.state_dict(), "rate": asdict(rate), "short": short}
+        save_checkpoint(checkpoints, step, model, optimizer, record)
+        stage.save_clock()
+
+    prompt_ids = [tokenizer.chat_prompt(problem["prompt"]) for problem in problems]
+    longest = max(map(len, prompt_ids))
+    engine = Engine(
+        PlainDecoder(model),
+        slots=config.slots,
+        max_length=longest + config.max_new_tokens,
+        used_vocab=tokenizer.vocab_size,
+    )
+    with (
+        RewardPool(scheme=config.reward, judge=JUDGE_LIMITS) as pool,
+        MetricsWriter(stage.dir / "metrics.jsonl", resume_step=first) as metrics,
+        Progress(stage.dir.name, config.steps, start=first) as progress,
+    ):
+        pool.start_judge()
+        driver = RolloutDriver(
+            engine,
+            pool,
+            tokenizer.decode,
+            config.max_new_tokens,
+            [tokenizer.eos_id, tokenizer.doc_end_id],
+            config.reward_lag,
+        )
+        for index in range(first, config.steps):
+            began = time.monotonic()
+            model.eval()
+            engine.update_weights(model)
+            draws = []
+
+            def draw(draws: list[Any] = draws) -> Prompt:
+                drawn = stream.draw()
+                draws.append(drawn)
+                seeds = [sample_seed(seed, drawn.number, n) for n in range(config.group_size)]
+                return Prompt(problems[drawn.prompt], prompt_ids[drawn.prompt], seeds)
+
+            rollout = driver.collect(StepScheduler(step_settings(config), rate), draw)
+            stream.commit(rollout.done.all_passed)
+            rate = next_rate(rate, rollout, config)
+            short = short + 1 if rollout.done.short else 0
+            if short >= config.max_short_steps:
+                raise UserError(
+                    f"{stage.dir.name}: {short} steps in a row found fewer than "
+                    f"{config.prompts_per_step} prompts that are neither solved nor failed by the "
+                    "whole group: the problems are too easy or too hard for this model"
+                )
+            rolled = time.monotonic()
+            model.train()
+            updates = update_all(model, optimizer, rollout, config, index)
+            values = step_metrics(rollout, draws, updates, config)
+            values |= {
+                "easy_pool_size": stream.pool_size,
+                "epoch": stream.epoch,
+                "time_rollout": rolled - began,
+                "time_update": time.monotonic() - rolled,
+            }
+            metrics.log(index + 1, **values)
+            progress.step(
+                index + 1, reward=values["reward_mean"], passed=values["pass_rate"],
+                tokens=values["response_length"],
+            )  # fmt: skip
+            last = index + 1 == config.steps
+            if last or run.interrupt.requested or (index + 1) % config.checkpoint_every == 0:
+                checkpoint(index + 1)
+            if run.interrupt.requested and not last:
+                return False
+    model.eval()
+    save_model(model, stage.dir / "model", torch.float32)
+    return True
+
+
+def step_settings(config: RLConfig) -> StepSettings:
+    """The scheduler's view of the settings."""
+    validity: Callable[..., bool] = (
+        valid_by_passrate if config.validity == "passrate" else valid_by_reward_std
+    )
+    return StepSettings(
+        prompts_per_step=config.prompts_per_step,
+        group_size=config.group_size,
+        max_running_samples=config.slots,
+        max_prompts=config.max_prompts,
+        validity=validity,
+    )
+
+
+def next_rate(rate: ValidRate, rollout: Rollout, config: RLConfig) -> ValidRate:
+    """The valid rate with this step's committed groups counted in."""
+    stats = rollout.done.stats
+    by_filter = {"passrate": stats.valid_passrate, "reward_std": stats.valid_reward_std}
+    valid = by_filter[config.validity]
+    return rate.plus(valid, stats.committed - valid).limited(HISTORY)
+
+
+def update_all(
+    model: MiMo,
+    optimizer: torch.optim.AdamW,
+    rollout: Rollout,
+    config: RLConfig,
+    index: int,
+) -> list[dict[str, float]]:
+    """One update for every `prompts_per_update` prompts of the batch, in stream order."""
+    batch, size = rollout.batch, config.prompts_per_update
+    per_step = config.prompts_per_step // size
+    return [
+        grpo_update(
+            model,
+            optimizer,
+            batch[start : start + size],
+            config,
+            constant_with_warmup(
+                index * per_step + number, config.learning_rate, config.warmup_updates
+            ),
+        )
+        for number, start in enumerate(range(0, len(batch), size))
+    ]
