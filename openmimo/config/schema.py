@@ -43,8 +43,8 @@ class ModelConfig(Config):
     num_nextn_predict_layers: int = Field(default=1, ge=0)
     """MTP layers in the model: one in pre-training, up to three for inference."""
     mtp_hidden: Literal["pre_norm", "post_norm"] = "pre_norm"
-    """Which trunk output an MTP layer reads. `pre_norm` (before the final norm) is what the vendor's
-    vLLM code feeds; the choice is silent in the output and shows only in acceptance."""
+    """Which trunk output an MTP layer reads. `pre_norm` (before the final norm) is what the
+    vendor's vLLM code feeds; the choice is silent in the output and shows only in acceptance."""
     mtp_mask_first: bool = False
     """Zero the MTP input embedding at position 0, as vLLM does."""
 
@@ -80,7 +80,9 @@ class ScheduleRow(Config):
     """Shares of the sources, by tokens; they sum to 1."""
 
     @model_validator(mode="after")
-    def _check_mixture(self) -> ScheduleRow:
+    def _check_row(self) -> ScheduleRow:
+        if min(self.batch) < 1:
+            raise ValueError("batch must be at least 1 sequence")
         if abs(sum(self.mixture.values()) - 1) > 1e-6 or min(self.mixture.values()) < 0:
             raise ValueError("the shares of mixture must be positive and sum to 1")
         return self
@@ -165,8 +167,6 @@ class TuneConfig(Config):
     """Packed sequences a step."""
     length: int = Field(default=32_768, gt=1)
     """Tokens of a packed sequence."""
-    mtp_weight: float = Field(default=0.1, ge=0)
-    """Weight of the MTP loss, the mean over the MTP layers (assumed: that of stage 3)."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW's settings."""
     tokens_per_microbatch: int = Field(default=16_384, gt=0)
@@ -178,7 +178,7 @@ class TuneConfig(Config):
 class MTPHeadsConfig(TuneConfig):
     """Two copies of the MTP layer, tuned for inference with everything else frozen."""
 
-    layers: int = Field(default=3, ge=1)
+    layers: int = Field(default=3, ge=2)
     """MTP layers after this stage, the pre-trained one counted (report, Figure 2: three)."""
     mixture: dict[Literal["general", "math", "code", "synthetic"], float]
     """Shares of the sources, by tokens."""
@@ -187,6 +187,8 @@ class MTPHeadsConfig(TuneConfig):
 class SFTConfig(TuneConfig):
     """Supervised fine-tuning (report, section 3.1)."""
 
+    mtp_weight: float = Field(default=0.1, ge=0)
+    """Weight of the MTP loss, the mean over the MTP layers (assumed: that of stage 3)."""
     responses_per_query: int = Field(default=8, gt=0)
     """Most responses kept for one query (report: 8)."""
 
@@ -214,9 +216,9 @@ class RLConfig(Config):
     """Mean over the tokens of one prompt's group (report, Eq. 1), or of the update (verl)."""
     max_new_tokens: int = Field(default=32_768, gt=0)
     """Longest response."""
-    temperature: Literal[1.0] = 1.0
+    temperature: Literal[1.0] = 1.0  # type: ignore[valid-type]
     """Sampling temperature of rollouts; anything else would bias the ratio."""
-    top_p: Literal[1.0] = 1.0
+    top_p: Literal[1.0] = 1.0  # type: ignore[valid-type]
     """Nucleus of rollouts; a truncated one would bias the ratio."""
     reward: Literal["strict", "soft", "all"] = "soft"
     """How a program's tests become a reward: the test difficulty driven schemes, or all tests."""
@@ -304,3 +306,14 @@ class Recipe(Config):
     """Evaluation."""
     export: ExportConfig = ExportConfig()
     """Release folders."""
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Recipe:
+        if self.model.num_nextn_predict_layers != 1:
+            raise ValueError(
+                "model.num_nextn_predict_layers must be 1: pre-training has one MTP layer, and "
+                "mtp_heads.layers says how many there are in the end"
+            )
+        if self.data.vocab_size > self.model.vocab_size:
+            raise ValueError("data.vocab_size must not exceed model.vocab_size")
+        return self

@@ -16,8 +16,8 @@ from openmimo.data.problems.problem import Problem, Teacher
 
 # How pages print a question and its answer, and how often.
 PAGE_LAYOUTS = {
-    "Question: {prompt}\nAnswer: {response}": 0.8,
-    "Q: {prompt}\nA: {response}": 0.1,
+    "Question: {prompt}\nAnswer:\n{response}": 0.8,
+    "Q: {prompt}\nA:\n{response}": 0.1,
     "{prompt}\n\n{response}": 0.1,
 }
 

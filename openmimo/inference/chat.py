@@ -146,7 +146,8 @@ def _in_terminal(conversation: Conversation) -> None:
     print(GREETING)
     while True:
         try:
-            text = input("\n> ").strip()
+            print()
+            text = input("> ").strip()
         except (EOFError, KeyboardInterrupt):
             print()
             return

@@ -16,6 +16,7 @@ import torch
 from openmimo.config.base import config_hash
 from openmimo.config.schema import Recipe
 from openmimo.data.documents import read_records, write_records
+from openmimo.errors import UserError
 from openmimo.inference.engine import Engine, PlainDecoder
 from openmimo.inference.protocol import Request
 from openmimo.model.checkpoint import load_model
@@ -110,8 +111,12 @@ def _solve(
                 problem_id = str(done.request_id).split("/")[0]
                 text = tokenizer.decode(done.token_ids.tolist())
                 pool.submit(problem_id, by_id[problem_id], text)
-            idle = not engine.stats().active
-            for problem_id, result in pool.wait(REWARD_DEADLINE) if idle else pool.poll():
+            stats = engine.stats()
+            idle = not stats.active and not stats.waiting
+            results = pool.wait(REWARD_DEADLINE) if idle else pool.poll()
+            if idle and not results:
+                raise UserError(f"{left} programs were not judged in {REWARD_DEADLINE:.0f} s")
+            for problem_id, result in results:
                 left -= 1
                 if result.score is not None:  # a failed judgement says nothing about the tests
                     yield problem_id, result.passed

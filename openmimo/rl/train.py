@@ -25,7 +25,7 @@ from openmimo.model.mimo import MiMo
 from openmimo.progress import Progress
 from openmimo.rewards.pool import RewardPool
 from openmimo.rl.metrics import step_metrics
-from openmimo.rl.stream import PromptStream
+from openmimo.rl.stream import Draw, PromptStream
 from openmimo.rl.update import grpo_update
 from openmimo.rollout.demand import ValidRate
 from openmimo.rollout.driver import Prompt, Rollout, RolloutDriver
@@ -138,9 +138,9 @@ def train(
             began = time.monotonic()
             model.eval()
             engine.update_weights(model)
-            draws = []
+            draws: list[Draw] = []
 
-            def draw(draws: list[Any] = draws) -> Prompt:
+            def draw(draws: list[Draw] = draws) -> Prompt:
                 drawn = stream.draw()
                 draws.append(drawn)
                 seeds = [sample_seed(seed, drawn.number, n) for n in range(config.group_size)]
@@ -158,7 +158,7 @@ def train(
                 )
             rolled = time.monotonic()
             model.train()
-            updates = update_all(model, optimizer, rollout, config, index)
+            updates = update_all(model, optimizer, rollout, config, index, tokenizer.vocab_size)
             values = step_metrics(rollout, draws, updates, config)
             values |= {
                 "easy_pool_size": stream.pool_size,
@@ -209,6 +209,7 @@ def update_all(
     rollout: Rollout,
     config: RLConfig,
     index: int,
+    used_vocab: int,
 ) -> list[dict[str, float]]:
     """One update for every `prompts_per_update` prompts of the batch, in stream order."""
     batch, size = rollout.batch, config.prompts_per_update
@@ -222,6 +223,7 @@ def update_all(
             constant_with_warmup(
                 index * per_step + number, config.learning_rate, config.warmup_updates
             ),
+            used_vocab,
         )
         for number, start in enumerate(range(0, len(batch), size))
     ]

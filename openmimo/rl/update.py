@@ -16,6 +16,8 @@ from openmimo.rl.loss import grpo_loss, merge_metrics, token_weights
 from openmimo.rollout.driver import Group
 from openmimo.training.optim import update
 
+PAD = -1
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -54,11 +56,11 @@ class Samples:
 
     @property
     def seen(self) -> Tensor:
-        return (self.ids >= 0).long()
+        return (self.ids != PAD).long()
 
 
-def gather_samples(groups: Sequence[Group], pad_id: int = -1) -> Samples:
-    """All samples of `groups`; padding ids are -1 (they are replaced before the forward pass).
+def gather_samples(groups: Sequence[Group]) -> Samples:
+    """All samples of `groups`; padding ids are PAD (they are replaced before the forward pass).
 
     Samples without a score keep their row with mask 0: they count nowhere.
     """
@@ -70,7 +72,7 @@ def gather_samples(groups: Sequence[Group], pad_id: int = -1) -> Samples:
         len(group.prompt.ids) + len(group.completions[k].token_ids)  # type: ignore[union-attr]
         for _, group, k in rows
     )
-    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+    ids = np.full((len(rows), width), PAD, dtype=np.int64)
     mask = np.zeros((len(rows), width), dtype=np.float32)
     old = np.zeros((len(rows), width), dtype=np.float32)
     for row, (number, group, k) in enumerate(rows):
@@ -103,16 +105,19 @@ def micro_batches(lengths: Tensor, tokens: int) -> Iterator[Tensor]:
         start = end
 
 
-def token_logp(model: MiMo, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def token_logp(
+    model: MiMo, ids: Tensor, mask: Tensor, used_vocab: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Log-probability and entropy of every masked token, float32 [B, T]; 0 elsewhere.
 
-    ids int64 [B, T], padding -1; mask float [B, T]. The token at t is predicted at t - 1.
+    ids int64 [B, T], padding PAD; mask float [B, T]. The token at t is predicted at t - 1.
+    used_vocab: ids from this one on cannot be sampled, as in the engine; default: all can.
     """
     inputs = ids.clamp(min=0)
     positions = torch.arange(ids.shape[1]).expand_as(ids)
     hidden = model.hidden(inputs[:, :-1], positions[:, :-1])
     wanted = mask[:, 1:] > 0
-    logits = model.logits(hidden[wanted]).float()
+    logits = model.logits(hidden[wanted])[:, :used_vocab].float()
     all_logp = logits.log_softmax(dim=-1)
     chosen = all_logp.gather(1, inputs[:, 1:][wanted][:, None])[:, 0]
     with torch.no_grad():
@@ -134,14 +139,18 @@ def grpo_update(
     groups: Sequence[Group],
     config: RLConfig,
     learning_rate: float,
+    used_vocab: int | None = None,
 ) -> dict[str, float]:
-    """One optimiser update on `groups`; returns its metrics, the gradient norm among them."""
+    """One optimiser update on `groups`; returns its metrics, the gradient norm among them.
+
+    used_vocab: that of the engine which sampled them.
+    """
     samples = gather_samples(groups)
     weights = token_weights(samples.mask, samples.prompt, config.loss_agg)
     parts = []
     for rows in micro_batches(samples.lengths, config.tokens_per_microbatch):
         part = samples.rows(rows)
-        logp, entropy = token_logp(model, part.ids, part.mask)
+        logp, entropy = token_logp(model, part.ids, part.mask, used_vocab)
         loss, metrics = grpo_loss(
             logp,
             part.old_logp,

@@ -108,12 +108,15 @@ class RolloutDriver:
                 key = self._receive(completion, groups)
                 due.append((clock + self._lag, key))
             clock += 1
-            if due and not self._engine.stats().active:
+            stats = self._engine.stats()
+            if due and not stats.active and not stats.waiting:
                 clock = max(clock, due[0][0])  # nothing to decode: time passes until the next score
             while due and due[0][0] <= clock and done is None:
                 _, key = due.popleft()
-                waited += self._await(key, arrived)
                 index, sample = key
+                if scheduler.state(index) == "aborted":
+                    continue  # nobody needs this reward
+                waited += self._await(key, arrived)
                 groups[index].results[sample] = arrived.pop(key)
                 score = groups[index].scores[sample]
                 done = self._carry_out(

@@ -29,10 +29,11 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 def save_checkpoint(
     folder: Path, step: int, model: nn.Module, optimizer: torch.optim.AdamW, state: dict[str, Any]
 ) -> None:
-    """Write the checkpoint of `step`; `state` must be JSON. Older ones than the last are removed."""
+    """Write the checkpoint of `step`; `state` must be JSON. All but the last two are removed."""
     weights = {name: p.detach() for name, p in model.named_parameters()}
     moments = _moments(model, optimizer)
     size = sum(t.numel() * t.element_size() for t in (*weights.values(), *moments.values()))
+    folder.mkdir(parents=True, exist_ok=True)
     require_space(folder, size)
     with atomic_dir(folder / f"step-{step:09d}") as partial:
         save_file(weights, partial / "model.safetensors")
@@ -72,7 +73,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _moments(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     return {
         f"{names[parameter]}.{key}": values[key]
         for parameter, values in optimizer.state.items()
@@ -96,4 +97,5 @@ def _restore(
             parameter.copy_(weights[name])
     for key, value in moments.items():
         name, _, moment = key.rpartition(".")
-        optimizer.state[parameters[name]][moment] = value
+        # A copy, because the file's own pages would vanish with the file.
+        optimizer.state[parameters[name]][moment] = value.clone()

@@ -86,11 +86,17 @@ def train(
     first, tokens, skipped = 0, 0, 0
     if state is not None:
         first, tokens, skipped = state["step"], state["tokens"], state["skipped"]
+        model.rope_base = state["rope_base"]  # no step sets it if all are done
         source.restore(state["source"])
     name = stage.dir.name
 
     def checkpoint(step: int) -> None:
-        record = {"tokens": tokens, "skipped": skipped, "source": source.state()}
+        record = {
+            "tokens": tokens,
+            "skipped": skipped,
+            "rope_base": model.rope_base,
+            "source": source.state(),
+        }
         save_checkpoint(checkpoints, step, model, optimizer, record)
         stage.save_clock()
 

@@ -62,7 +62,8 @@ def losses(
         main: False skips the main head (MTP layers are tuned alone).
         detach_after: layers from this one on read a detached hidden state. Layer 0 is part of
             the pre-training objective (assumed: not detached); the copies are for inference only
-            and must not move the trunk.
+            and must not move the trunk's layers. They share embedding and head with the trunk,
+            which they move like any other layer.
     """
     hidden = model.hidden(batch.ids, batch.positions)
     main_loss = hidden.new_zeros(())
@@ -110,7 +111,7 @@ def backward_step(
 
 @torch.no_grad()
 def mtp_match_rates(model: MiMo, batch: Batch, mtp_layers: Sequence[int]) -> list[float]:
-    """Share of valid targets that each MTP layer's best guess hits, given the true tokens before."""
+    """Share of valid targets that each MTP layer's best guess hits, given the true text before."""
     hidden = model.hidden(batch.ids, batch.positions)
     rates = []
     for layer in mtp_layers:

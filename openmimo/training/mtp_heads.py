@@ -83,7 +83,7 @@ def run(recipe: Recipe, run: Run) -> None:
     model = with_copied_layers(base, config.layers)
     freeze_all_but_copies(model)
     data = run.dir / "stages" / "data"
-    stream = PackedStream(open_corpus(data, recipe))
+    stream = PackedStream(open_corpus(data, [config.mixture], recipe.seed))
     pad_id = Tokenizer.load(data / "tokenizer").doc_end_id
     finished = train(
         run,

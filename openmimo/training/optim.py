@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -17,7 +18,8 @@ def build_optimizer(
 
     No weight decay on norms, biases and embeddings.
     """
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in named_parameters:
         if parameter.requires_grad:
             bare = parameter.ndim < 2 or "embed_tokens" in name
@@ -37,7 +39,7 @@ def update(optimizer: torch.optim.Optimizer, learning_rate: float, clip: float) 
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = float(nn.utils.clip_grad_norm_(parameters, clip))
-    if torch.isfinite(torch.tensor(norm)):
+    if math.isfinite(norm):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         optimizer.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class PretrainSource:
         _, point = self._walk[index]
         self._stream.use(point.mixture)
         rows = [self._stream.row(point.length) for _ in range(point.batch)]
-        read = sum(self._stream.tokens.values())
+        read = max(1, sum(self._stream.tokens.values()))
         self.mixture[point.stage] = {
             "target": point.mixture,
             "realised": {s: n / read for s, n in self._stream.tokens.items()},
@@ -55,10 +56,10 @@ class PretrainSource:
         self.mixture = state["mixture"]
 
 
-def open_corpus(data: Path, recipe: Recipe) -> Corpus:
-    """The tokenised sources that any row of the schedule reads."""
-    used = {name for row in recipe.pretrain.schedule for name, w in row.mixture.items() if w}
-    return Corpus(data / "shards", sorted(used), recipe.seed)
+def open_corpus(data: Path, mixtures: Iterable[Mapping[Any, float]], seed: int) -> Corpus:
+    """The tokenised sources that any of the mixtures reads."""
+    used = {name for mixture in mixtures for name, weight in mixture.items() if weight}
+    return Corpus(data / "shards", sorted(used), seed)
 
 
 def run(recipe: Recipe, run: Run) -> None:
@@ -74,7 +75,8 @@ def run(recipe: Recipe, run: Run) -> None:
     tokenizer = Tokenizer.load(data / "tokenizer")
     model = MiMo(recipe.model)
     model.init_weights(torch.Generator().manual_seed(recipe.seed))
-    stream = PackedStream(open_corpus(data, recipe))
+    mixtures = [row.mixture for row in recipe.pretrain.schedule]
+    stream = PackedStream(open_corpus(data, mixtures, recipe.seed))
     source = PretrainSource(Schedule(recipe.pretrain.schedule), stream, tokenizer.doc_end_id)
     finished = train(
         run,

@@ -61,7 +61,7 @@ class Schedule:
             length=row.length,
             rope_base=row.rope_base,
             mtp_weight=row.mtp_weight,
-            mixture=dict(row.mixture),
+            mixture=dict(row.mixture.items()),
         )
 
     def steps(self) -> list[tuple[int, Point]]:

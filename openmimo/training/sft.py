@@ -32,9 +32,9 @@ def chat_segment(tokenizer: Tokenizer, prompt: str, response: str) -> Segment:
 
 
 class PackedSamples:
-    """Endless rows of whole samples; epoch by epoch, a pure function of (seed, row number).
+    """Endless rows of whole samples, a pure function of (seed, row number).
 
-    Every epoch packs all samples anew into rows of `length` tokens and reads the rows in an order
+    The samples are packed once into rows of `length` tokens; every epoch reads the rows in an order
     of its own. Samples that are longer than a row are left out and counted in `too_long`.
     """
 

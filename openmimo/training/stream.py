@@ -30,7 +30,7 @@ class PackedStream:
         self._mixture: dict[str, float] = {}
         self.tokens: dict[str, int] = {}
 
-    def use(self, mixture: Mapping[str, float]) -> None:
+    def use(self, mixture: Mapping[Any, float]) -> None:
         """Read by these shares from now on; nothing happens if they are in use."""
         if dict(mixture) != self._mixture:
             self._mixture = dict(mixture)
@@ -60,10 +60,10 @@ class PackedStream:
     def state(self) -> dict[str, Any]:
         """JSON state for `restore`."""
         return {
-            "positions": self._positions,
+            "positions": dict(self._positions),
             "open": self._open,
-            "mixture": self._mixture,
-            "tokens": self.tokens,
+            "mixture": dict(self._mixture),
+            "tokens": dict(self.tokens),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:

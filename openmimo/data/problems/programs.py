@@ -134,6 +134,9 @@ def _tests(clauses: list[Clause], count: int, rng: random.Random) -> list[dict[s
             return None
         if not any(_fails(clauses, {index}, xs) for xs in inputs):
             inputs[-1 - slot] = catching
+    # A later catching input may have replaced the only one that caught an earlier clause.
+    if not all(any(_fails(clauses, {index}, xs) for xs in inputs) for index in careless):
+        return None
     return [{"args": [xs], "expected": _run(clauses, set(), xs)} for xs in inputs]
 
 

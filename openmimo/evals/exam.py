@@ -1,0 +1,103 @@
+"""What every variant is asked: the held-out problems, and how an answer is to be sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openmimo.config.schema import EvalConfig
+from openmimo.data.documents import read_records
+from openmimo.errors import UserError
+from openmimo.inference.protocol import Request
+from openmimo.rl.train import sample_seed
+from openmimo.tokenizer import Tokenizer
+
+Problem = Mapping[str, Any]
+"""A record of a problem file."""
+
+SampleKey = tuple[str, int]
+"""Id of a problem, and which of its samples; from 0."""
+
+_FIELDS = ("id", "family", "tier", "prompt")
+_ANSWER_FIELDS = {"math": ("answer",), "code": ("entry_point", "tests")}
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The same questions, settings and seeds for every variant.
+
+    problems: by id, in the order of the file.
+    seed: the run's; with it, a problem's id and a sample's number a sample's seed is fixed.
+    """
+
+    problems: dict[str, Problem]
+    tokenizer: Tokenizer
+    settings: EvalConfig
+    seed: int
+
+    def keys(self) -> list[SampleKey]:
+        """Every sample that a variant gives; those of one problem follow each other."""
+        return [(problem, n) for problem in self.problems for n in range(self.settings.samples)]
+
+    def request(self, key: SampleKey, context: int) -> Request:
+        """The request of one sample; its id is `key` as one string (see `key_of`).
+
+        Args:
+            context: the model's longest sequence, in tokens. The answer may be as long as fits.
+
+        Raises:
+            UserError: the prompt alone is too long.
+        """
+        problem, number = key
+        prompt = self.tokenizer.chat_prompt(self.problems[problem]["prompt"])
+        room = context - len(prompt)
+        if room < 1:
+            raise UserError(
+                f"held-out problem {problem} has {len(prompt)} tokens, which leaves no room for an "
+                f"answer in the model's context of {context} (max_position_embeddings)"
+            )
+        return Request(
+            id=f"{problem}/{number}",
+            prompt_ids=prompt,
+            max_new_tokens=min(self.settings.max_new_tokens, room),
+            temperature=self.settings.temperature,
+            top_p=self.settings.top_p,
+            seed=sample_seed(self.seed, "eval", problem, number),
+            stop_ids=(self.tokenizer.eos_id, self.tokenizer.doc_end_id),
+        )
+
+    def spread(self, count: int) -> list[str]:
+        """Ids of at most `count` problems, evenly spaced, so that every kind is among them."""
+        ids = list(self.problems)
+        count = min(count, len(ids))
+        return [ids[index * len(ids) // count] for index in range(count)]
+
+
+def key_of(request_id: int | str) -> SampleKey:
+    """The sample that a request of `Exam.request` is for."""
+    problem, _, number = str(request_id).rpartition("/")
+    return problem, int(number)
+
+
+def read_problems(path: Path) -> dict[str, Problem]:
+    """The problems of a file, by id.
+
+    Raises:
+        UserError: the file cannot be read or is empty, an id occurs twice, or a field is missing.
+    """
+    problems: dict[str, Problem] = {}
+    for line, record in read_records(path):
+        domain = record.get("domain")
+        if domain not in _ANSWER_FIELDS:
+            raise UserError(f"{path}:{line}: the domain is {domain!r}, which has no verifier")
+        missing = [name for name in (*_FIELDS, *_ANSWER_FIELDS[domain]) if name not in record]
+        if missing:
+            raise UserError(f"{path}:{line}: the problem has no {missing[0]!r}")
+        if record["id"] in problems:
+            raise UserError(f"{path}:{line}: the id {record['id']!r} occurs twice")
+        problems[record["id"]] = record
+    if not problems:
+        raise UserError(f"{path} holds no problems: there is nothing to evaluate on")
+    return problems

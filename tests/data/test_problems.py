@@ -1,0 +1,157 @@
+"""Generated problems against answers worked out another way, from the prompt alone."""
+
+import json
+import random
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from openmimo.data.problem_sets import FAMILIES
+from openmimo.data.problems.mathematics import GAINS, LOSSES, chain_sum, counting, story
+from openmimo.data.problems.problem import Problem, Teacher
+from openmimo.data.problems.programs import pipeline
+from openmimo.rewards.code import extract_program
+from openmimo.rewards.math import extract_answer
+
+CAREFUL = Teacher(direct=0.0, slip=0.0, sloppy=0.0)
+ALL = [family for families in FAMILIES.values() for family in families]
+MATH = FAMILIES["math"]
+TIERS = ("train", "hard")
+
+
+def drawn(family: Callable[..., Problem], tier: str, count: int = 40) -> list[Problem]:
+    rng = random.Random(f"{family.__name__}/{tier}")
+    return [family(rng, tier) for _ in range(count)]
+
+
+def chain_sum_answer(prompt: str) -> int:
+    expression = re.search(r"(?<=[ :])\d[\d +-]*\d", prompt)
+    assert expression
+    return eval(expression.group())
+
+
+def story_answer(prompt: str) -> int:
+    total = int(re.search(r" has (\d+)", prompt)[1])
+    events = prompt.split(".")[1].split(", then ")
+    events[0] = events[0].split(maxsplit=1)[1]  # without the person
+    for event in events:
+        (size,) = re.findall(r"\d+", event)
+        verb = event.replace(size, "{}")
+        assert (verb in GAINS) != (verb in LOSSES)
+        total += int(size) if verb in GAINS else -int(size)
+        assert total >= 0, "nobody can lose what they do not have"
+    return total
+
+
+def counting_answer(prompt: str) -> int:
+    numbers, kind = re.search(r"numbers ([\d ]+) are (.+)\?", prompt).groups()
+    word, *bound = kind.split()
+    test = {
+        "even": lambda n: n % 2 == 0,
+        "odd": lambda n: n % 2 == 1,
+        "above": lambda n: n > int(bound[0]),
+        "below": lambda n: n < int(bound[0]),
+    }[word]
+    return sum(map(test, map(int, numbers.split())))
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize(
+    ("family", "solve"),
+    [(chain_sum, chain_sum_answer), (story, story_answer), (counting, counting_answer)],
+)
+def test_math_answers_and_careful_responses_are_right(
+    family: Callable[..., Problem], solve: Callable[[str], int], tier: str
+) -> None:
+    for problem in drawn(family, tier):
+        assert problem.answer == str(solve(problem.prompt)), problem.prompt
+        for direct in (0.0, 1.0):
+            teacher = Teacher(direct=direct, slip=0.0, sloppy=0.0)
+            response = problem.respond(teacher, random.Random(0))
+            assert extract_answer(response) == problem.answer
+            assert ("<think>" in response) == (direct == 0.0)
+
+
+@pytest.mark.parametrize("family", MATH)
+def test_one_slip_in_the_working_makes_the_answer_wrong(family: Callable[..., Problem]) -> None:
+    teacher = Teacher(direct=0.0, slip=0.2, sloppy=0.0)
+    wrong = 0
+    for seed, problem in enumerate(drawn(family, "train")):
+        careful = problem.respond(CAREFUL, random.Random(seed)).splitlines()
+        slipped = problem.respond(teacher, random.Random(seed)).splitlines()
+        assert len(slipped) == len(careful), "a slip changes a result, not the layout"
+        wrong += extract_answer("\n".join(slipped)) != problem.answer
+    assert 5 < wrong < 38
+
+
+def outcome(program: str, arguments: list[Any]) -> Any:
+    names: dict[str, Any] = {}
+    exec(program, names)
+    try:
+        return names["f"](*json.loads(json.dumps(arguments)))
+    except (IndexError, ValueError) as error:
+        return type(error)
+
+
+def passes(program: str, tests: tuple[dict[str, Any], ...]) -> bool:
+    return all(outcome(program, test["args"]) == test["expected"] for test in tests)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_careful_programs_pass_and_a_single_careless_clause_is_caught(tier: str) -> None:
+    caught = 0
+    for problem in drawn(pipeline, tier):
+        careful = extract_program(problem.respond(CAREFUL, random.Random(0)))
+        assert careful
+        assert passes(careful, problem.tests), problem.prompt
+        for seed in range(8):
+            teacher = Teacher(direct=0.0, slip=0.0, sloppy=0.4)
+            sloppy = extract_program(problem.respond(teacher, random.Random(seed)))
+            assert sloppy
+            lines = zip(careful.splitlines(), sloppy.splitlines(), strict=True)
+            if sum(ours != theirs for ours, theirs in lines) == 1:
+                assert not passes(sloppy, problem.tests), sloppy
+                caught += 1
+    assert caught > 10
+
+
+def test_careless_programs_pass_some_tests() -> None:
+    """Else tests would all be equally hard, and levels of difficulty would mean nothing."""
+    teacher = Teacher(direct=0.0, slip=0.0, sloppy=1.0)
+    partly = 0
+    for problem in drawn(pipeline, "train"):
+        program = extract_program(problem.respond(teacher, random.Random(0)))
+        assert program
+        passed = [outcome(program, t["args"]) == t["expected"] for t in problem.tests]
+        partly += any(passed) and not all(passed)
+    assert partly > 5
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_draws_repeat_and_records_are_json(family: Callable[..., Problem]) -> None:
+    for tier in TIERS:
+        problems = drawn(family, tier)
+        again = drawn(family, tier)
+        assert [p.record() for p in problems] == [p.record() for p in again]
+        for problem in problems:
+            record = problem.record()
+            assert json.loads(json.dumps(record)) == record
+            assert record["tier"] == tier
+            assert problem.domain in FAMILIES
+            assert ("tests" in record) == (problem.domain == "code")
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_hard_prompts_are_longer_than_train_ones(family: Callable[..., Problem]) -> None:
+    train, hard = (
+        sorted(len(problem.prompt.split()) for problem in drawn(family, tier)) for tier in TIERS
+    )
+    assert hard[0] >= train[-1] or hard[len(hard) // 2] > train[-1]
+
+
+def test_ids_depend_on_the_prompt_alone() -> None:
+    problem = Problem("math", "a", "train", "1 + 1 =", answer="2")
+    assert problem.id == Problem("code", "b", "hard", "1 + 1 =").id
+    assert problem.id != Problem("math", "a", "train", "1 + 2 =", answer="3").id
