@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from openmimo.config.schema import EvalConfig
 from openmimo.data.documents import read_records
 from openmimo.errors import UserError
+from openmimo.inference.engine import Decoder, Engine
 from openmimo.inference.protocol import Request
 from openmimo.rl.train import sample_seed
 from openmimo.tokenizer import Tokenizer
@@ -20,8 +21,11 @@ Problem = Mapping[str, Any]
 SampleKey = tuple[str, int]
 """Id of a problem, and which of its samples; from 0."""
 
-_FIELDS = ("id", "family", "tier", "prompt")
-_ANSWER_FIELDS = {"math": ("answer",), "code": ("entry_point", "tests")}
+_SHARED: dict[str, type] = {"id": str, "family": str, "tier": str, "prompt": str}
+_FIELDS: dict[str, dict[str, type]] = {
+    "math": {**_SHARED, "answer": str},
+    "code": {**_SHARED, "entry_point": str, "tests": list},
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Exam:
     settings: EvalConfig
     seed: int
 
-    def keys(self) -> list[SampleKey]:
+    def sample_keys(self) -> list[SampleKey]:
         """Every sample that a variant gives; those of one problem follow each other."""
         return [(problem, n) for problem in self.problems for n in range(self.settings.samples)]
 
@@ -68,6 +72,15 @@ class Exam:
             stop_ids=(self.tokenizer.eos_id, self.tokenizer.doc_end_id),
         )
 
+    def engine(self, decoder: Decoder, requests: Sequence[Request]) -> Engine:
+        """An engine just large enough for `requests`; unused rows of the head are never sampled."""
+        return Engine(
+            decoder,
+            slots=min(self.settings.slots, len(requests)),
+            max_length=max(len(r.prompt_ids) + r.max_new_tokens for r in requests),
+            used_vocab=self.tokenizer.vocab_size,
+        )
+
     def spread(self, count: int) -> list[str]:
         """Ids of at most `count` problems, evenly spaced, so that every kind is among them."""
         ids = list(self.problems)
@@ -85,16 +98,17 @@ def read_problems(path: Path) -> dict[str, Problem]:
     """The problems of a file, by id.
 
     Raises:
-        UserError: the file cannot be read or is empty, an id occurs twice, or a field is missing.
+        UserError: the file cannot be read or is empty, an id occurs twice, or a field is missing
+            or of another type.
     """
     problems: dict[str, Problem] = {}
     for line, record in read_records(path):
-        domain = record.get("domain")
-        if domain not in _ANSWER_FIELDS:
-            raise UserError(f"{path}:{line}: the domain is {domain!r}, which has no verifier")
-        missing = [name for name in (*_FIELDS, *_ANSWER_FIELDS[domain]) if name not in record]
-        if missing:
-            raise UserError(f"{path}:{line}: the problem has no {missing[0]!r}")
+        domain = str(record.get("domain"))
+        if domain not in _FIELDS:
+            raise UserError(f"{path}:{line}: the domain is {domain}, which has no verifier")
+        for name, kind in _FIELDS[domain].items():
+            if not isinstance(record.get(name), kind):
+                raise UserError(f"{path}:{line}: {name!r} is missing or no {kind.__name__}")
         if record["id"] in problems:
             raise UserError(f"{path}:{line}: the id {record['id']!r} occurs twice")
         problems[record["id"]] = record

@@ -22,7 +22,7 @@ def score_variant(exam: Exam, samples: Mapping[SampleKey, Sample]) -> dict[str, 
     Raises:
         UserError: no sample could be judged.
     """
-    every = [samples[key] for key in exam.keys()]  # in the exam's order, not the judge's
+    every = [samples[key] for key in exam.sample_keys()]  # in the exam's order, not the judge's
     outcomes: dict[str, list[bool]] = {}
     for sample in every:
         if sample.correct is not None:
@@ -104,4 +104,3 @@ def expected_answer(problem: Problem) -> str:
     if len(tests) > TESTS_SHOWN:
         lines.append(f"and {len(tests) - TESTS_SHOWN} more tests")
     return "\n".join(lines)
-

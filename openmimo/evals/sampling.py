@@ -5,7 +5,7 @@ from __future__ import annotations
 from openmimo.errors import UserError
 from openmimo.evals.exam import Exam, key_of
 from openmimo.evals.samples import Sample, SampleFile
-from openmimo.inference.engine import Engine, PlainDecoder
+from openmimo.inference.engine import PlainDecoder
 from openmimo.inference.protocol import Completion, RequestId
 from openmimo.model.mimo import MiMo
 from openmimo.progress import Progress
@@ -33,18 +33,13 @@ def sample_missing(
     Raises:
         UserError: a prompt does not fit the model, or the verifiers do not answer.
     """
-    keys = exam.keys()
+    keys = exam.sample_keys()
     context = model.config.max_position_embeddings
     requests = [exam.request(key, context) for key in keys if key not in file.samples]
     if not requests:
         return
     pool.start_judge()
-    engine = Engine(
-        PlainDecoder(model),
-        slots=min(exam.settings.slots, len(requests)),
-        max_length=max(len(r.prompt_ids) + r.max_new_tokens for r in requests),
-        used_vocab=exam.tokenizer.vocab_size,
-    )
+    engine = exam.engine(PlainDecoder(model), requests)
     engine.submit(requests)
     grader = _Grader(exam, file, pool)
     decoding = True

@@ -51,14 +51,14 @@ RECIPE: dict[str, Any] = {
     "name": "tiny",
     "model": MODEL,
     "data": {"vocab_size": 280},
-    # 4 steps of growing batch, then 3 of twice the length.
+    # 5 steps of a growing batch, then 3 of twice the length.
     "pretrain": {
         "schedule": [ROW | {"until": 128}, LONG_ROW | {"until": 300}],
         "tokens_per_microbatch": 32,
         "checkpoint_every": 3,
     },
-    "mtp_heads": TUNE | {"checkpoint_every": 2, "mixture": {"general": 0.3, "synthetic": 0.7}},
-    "sft": TUNE | {"checkpoint_every": 2, "tokens_per_microbatch": 48},
+    "mtp_heads": TUNE | {"checkpoint_every": 2, "mixture": {"general": 0.3, "code": 0.7}},
+    "sft": TUNE | {"checkpoint_every": 2, "tokens_per_microbatch": 64, "length": 64},
     "rl": {},
 }
 
@@ -78,7 +78,7 @@ def make_model() -> Callable[..., MiMo]:
 
 @pytest.fixture(scope="session")
 def recipe() -> Recipe:
-    """Stages of 5 to 7 steps, with checkpoints that do not fall on the last one only."""
+    """Stages of 5 and 8 steps, with a checkpoint every 2 or 3."""
     return Recipe.model_validate(RECIPE)
 
 
@@ -96,9 +96,9 @@ def make_run(tmp_path: Path, tokenizer: Tokenizer) -> Callable[[str], Run]:
         stage = run.stage("data", "hash of data")
         tokenizer.save(stage.dir / "tokenizer")
         random = np.random.default_rng(0)
-        for source, low in (("general", 0), ("math", 90), ("synthetic", 180)):
+        for source, low in (("general", 0), ("math", 70), ("code", 140), ("synthetic", 210)):
             lengths = random.integers(1, 40, size=12)
-            documents = [random.integers(low, low + 90, size=n) for n in lengths]
+            documents = [random.integers(low, low + 70, size=n) for n in lengths]
             write_shard(stage.dir / "shards", source, documents, 280)
         samples = [{"prompt": f"What is {n} + 1?", "response": f"{n + 1}." * n} for n in range(9)]
         write_records(stage.dir / "sft.jsonl", samples)

@@ -170,7 +170,7 @@ def test_copies_do_not_move_the_trunk(model: MiMo, batch: Batch) -> None:
 
 def test_match_rates_by_hand(model: MiMo, batch: Batch) -> None:
     adam = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(15):  # until some guesses are right and some are not
+    for _ in range(5):  # until some guesses are right and some are not
         backward_step(model, batch, [0], 1.0, 10_000)
         adam.step()
         adam.zero_grad()

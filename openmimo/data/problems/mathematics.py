@@ -56,8 +56,8 @@ def _sum_problem(
 
 
 def chain_sum(rng: random.Random, tier: Tier) -> Problem:
-    """reasoning-gym's chain_sum with one-digit terms: 3 to 5 of them, 6 or 7 in the hard tier."""
-    low, high = (3, 5) if tier == "train" else (6, 7)
+    """reasoning-gym's chain_sum with one-digit terms: 2 to 4 of them, 5 or 6 in the hard tier."""
+    low, high = (2, 4) if tier == "train" else (5, 6)
     while True:
         entry = reasoning_gym.create_dataset(
             "chain_sum",
@@ -91,7 +91,7 @@ LOSSES = ("gives away {}", "loses {}", "sells {}", "drops {}")
 
 def story(rng: random.Random, tier: Tier) -> Problem:
     """A word problem: somebody has some things, then gains and loses a few of them."""
-    count = rng.randint(2, 4) if tier == "train" else rng.randint(5, 6)
+    count = rng.randint(1, 3) if tier == "train" else rng.randint(4, 5)
     gains, losses = rng.sample(GAINS, len(GAINS)), rng.sample(LOSSES, len(LOSSES))
     terms = [rng.randint(2, 9)]
     events = []
@@ -124,7 +124,7 @@ KINDS: dict[str, Callable[[int, int], bool]] = {
 
 def counting(rng: random.Random, tier: Tier) -> Problem:
     """How many numbers of a list are even, odd, above or below a bound."""
-    count = rng.randint(3, 5) if tier == "train" else rng.randint(6, 8)
+    count = rng.randint(2, 4) if tier == "train" else rng.randint(5, 6)
     numbers = rng.sample(range(10), count)
     kind, bound = rng.choice(list(KINDS)), rng.randint(2, 7)
     wanted = f"{kind} {bound}" if kind in ("above", "below") else kind

@@ -1,0 +1,144 @@
+"""A stage that was stopped at any step ends with the same bits as one that was not."""
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from openmimo.config.schema import Recipe
+from openmimo.metrics import read_metrics
+from openmimo.model.checkpoint import load_model, save_model
+from openmimo.model.mimo import MiMo
+from openmimo.runs import Run
+from openmimo.training import mtp_heads, pretrain, sft
+
+STAGES = {"pretrain": pretrain.run, "mtp_heads": mtp_heads.run, "sft": sft.run}
+STEPS = {"pretrain": 8, "mtp_heads": 5, "sft": 5}
+CLOCKS = ("time", "tokens_per_second")
+
+
+class PowerCutError(Exception):
+    """Not an error of the program: the end of it, without a chance to clean up."""
+
+
+class CutAtStep(StringIO):
+    """A standard output that ends the program with the line of one step.
+
+    By then the step is logged; its checkpoint, if it has one, is not written.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self._step = step
+
+    def write(self, text: str) -> int:
+        if f" {self._step}/" in text:
+            raise PowerCutError
+        return len(text)
+
+
+@pytest.fixture
+def start(
+    make_run: Callable[[str], Run], make_model: Callable[..., MiMo]
+) -> Callable[[str, str], Path]:
+    """`start(name, stage)`: the folder of a run in which `stage` is next."""
+
+    def start(name: str, stage: str) -> Path:
+        run = make_run(name)
+        before = {"mtp_heads": ("pretrain", 1), "sft": ("mtp_heads", 3)}
+        if stage in before:
+            upstream, layers = before[stage]
+            model = make_model(num_nextn_predict_layers=layers, rope_theta=640_000.0)
+            finished = run.stage(upstream, "hash")
+            save_model(model, finished.dir / "model", torch.float32)
+            finished.finish()
+        return run.dir
+
+    return start
+
+
+def result(folder: Path, stage: str) -> tuple[Any, ...]:
+    """All that a stage leaves, but for clocks: model files, moments, metrics, facts."""
+    stage_dir = folder / "stages" / stage
+    last = max((stage_dir / "checkpoints").iterdir())
+    files = [*sorted((stage_dir / "model").iterdir()), last / "optimizer.safetensors"]
+    metrics = [
+        {key: value for key, value in record.items() if key not in CLOCKS}
+        for record in read_metrics(stage_dir / "metrics.jsonl")
+    ]
+    done = json.loads((stage_dir / "done.json").read_text())
+    facts = {key: value for key, value in done.items() if key in ("rope_base", "parameters")}
+    return {path.name: path.read_bytes() for path in files}, metrics, facts
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_power_cuts_change_no_bit(
+    stage: str, recipe: Recipe, start: Callable[[str, str], Path]
+) -> None:
+    """Cut before the first checkpoint, after it, and at the last step."""
+    plain = start("plain", stage)
+    STAGES[stage](recipe, Run(plain))
+    expected = result(plain, stage)
+    folder = start("cut", stage)
+    for step in (1, 4, STEPS[stage]):
+        with pytest.raises(PowerCutError), redirect_stdout(CutAtStep(step)):
+            STAGES[stage](recipe, Run(folder))
+        assert Run(folder).done(stage) is None
+    STAGES[stage](recipe, Run(folder))
+    assert result(folder, stage) == expected
+    assert [record["step"] for record in expected[1]] == list(range(1, STEPS[stage] + 1))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_ctrl_c_after_every_step_changes_no_bit(
+    stage: str, recipe: Recipe, start: Callable[[str, str], Path]
+) -> None:
+    """The pre-training schedule has a growing batch, and a boundary of stages after step 5."""
+    plain = start("plain", stage)
+    STAGES[stage](recipe, Run(plain))
+    folder = start("stopped", stage)
+    for step in range(1, STEPS[stage] + 1):
+        run = Run(folder)
+        assert run.done(stage) is None
+        run.interrupt.requested = True
+        STAGES[stage](recipe, run)
+        assert len(read_metrics(folder / "stages" / stage / "metrics.jsonl")) == step
+    assert result(folder, stage) == result(plain, stage)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_cut_between_the_last_checkpoint_and_the_end(
+    stage: str, recipe: Recipe, start: Callable[[str, str], Path]
+) -> None:
+    folder = start("plain", stage)
+    STAGES[stage](recipe, Run(folder))
+    expected = result(folder, stage)
+    (folder / "stages" / stage / "done.json").unlink()
+    shutil.rmtree(folder / "stages" / stage / "model")
+    STAGES[stage](recipe, Run(folder))
+    assert result(folder, stage) == expected
+
+
+def test_pretraining_follows_its_table(recipe: Recipe, make_run: Callable[[str], Run]) -> None:
+    run = make_run("run")
+    pretrain.run(recipe, run)
+    folder = run.dir / "stages" / "pretrain"
+    metrics = read_metrics(folder / "metrics.jsonl")
+    columns = ("stage", "seq_len", "rope_base", "mtp_weight")
+    rows = [tuple(record[key] for key in columns) for record in metrics]
+    assert rows == [("stage1", 16, 10_000.0, 0.3)] * 5 + [("stage3", 32, 640_000.0, 0.1)] * 3
+    assert [record["batch_tokens"] // record["seq_len"] for record in metrics] == [
+        1, 1, 2, 2, 2, 2, 2, 2,
+    ]  # fmt: skip
+    assert load_model(folder / "model").rope_base == 640_000.0
+    mixture = json.loads((folder / "mixture.json").read_text())
+    assert mixture["stage1"]["target"] == {"general": 0.5, "math": 0.5}
+    # 128 tokens hold few documents, of up to 39 tokens.
+    assert mixture["stage1"]["realised"]["math"] == pytest.approx(0.5, abs=0.35)
+    assert sum(mixture["stage3"]["tokens"].values()) <= 192
