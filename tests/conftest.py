@@ -1,8 +1,14 @@
-"""Settings of the whole suite."""
+"""Settings of the whole suite, and a model that can be rewarded."""
 
 import os
+from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from openmimo.model.mimo import MiMo
+    from openmimo.tokenizer import Tokenizer
 
 # Before torch or numpy is imported: the tests are small, and threads that fight for the cores of
 # a shared machine make them slower.
@@ -11,3 +17,50 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No deadline: a busy machine is not a failing property. Failing examples are printed in full.
 settings.register_profile("openmimo", deadline=None, print_blob=True)
 settings.load_profile("openmimo")
+
+
+@pytest.fixture(scope="session")
+def taught() -> "tuple[MiMo, Tokenizer, list[dict[str, Any]]]":
+    r"""A model, its tokenizer, and problems that it solves about once in three times.
+
+    A few SFT steps teach it to answer `\boxed{1}`, `\boxed{2}` or `\boxed{3}` to any question, by
+    chance, after reasoning of three different lengths. The model has more rows than the tokenizer.
+    """
+    import torch
+
+    from openmimo.config.schema import ModelConfig, OptimizerConfig
+    from openmimo.model.mimo import MiMo
+    from openmimo.tokenizer import Tokenizer
+    from openmimo.training.batch import batch_rows
+    from openmimo.training.loss import backward_step
+    from openmimo.training.optim import build_optimizer, update
+    from openmimo.training.sft import PackedSamples, chat_segment
+
+    text = "Which digit? so it is then we see that it is \\boxed{1} \\boxed{2}\n"
+    tokenizer = Tokenizer.train([text] * 20, 290)
+    config = ModelConfig(
+        vocab_size=304, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=64,
+        initializer_range=0.1,
+    )  # fmt: skip
+    model = MiMo(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    questions = [f"Which digit{'?' * marks}" for marks in range(1, 9)]
+    samples = [
+        chat_segment(tokenizer, questions[(number + digit) % 8], f"{reason} \\boxed{{{digit}}}")
+        for number, reason in enumerate(("so", "it is", "then we see that it is"))
+        for digit in (1, 2, 3)
+    ]
+    rows = PackedSamples(samples, length=64, seed=0)
+    optimizer = build_optimizer(model.named_parameters(), OptimizerConfig())
+    for step in range(60):
+        batch = batch_rows([rows.row(4 * step + n) for n in range(4)], 64, tokenizer.doc_end_id)
+        backward_step(model, batch, [], 0.0, tokens_per_microbatch=256)
+        update(optimizer, 0.02 * (1 - step / 60), clip=1.0)
+    # The last answer needs Math-Verify, the others only a comparison of integers.
+    answers = ["1", "2", "3", "1", "2", "3", "1", "\\sqrt{4}"]
+    problems = [
+        {"id": f"p{n}", "domain": "math", "tier": "train", "prompt": question, "answer": answer}
+        for n, (question, answer) in enumerate(zip(questions, answers, strict=True))
+    ]
+    return model.eval(), tokenizer, problems

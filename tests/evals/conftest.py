@@ -1,6 +1,7 @@
 """A run folder up to the eval stage, with a model that is predictable and one that is not."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,27 +100,35 @@ def _make_recipe() -> Callable[..., Recipe]:
     return make_recipe
 
 
-@pytest.fixture
-def run(tmp_path: Path, tokenizer: Tokenizer, parrot: MiMo) -> Run:
-    """Base and RL-Zero are random, SFT and RL are parrots."""
-    run = Run(tmp_path / "run")
-    stages = run.dir / "stages"
-    # Rows of the head that the tokenizer does not use, and that are by far the most likely.
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer, parrot: MiMo) -> Path:
+    """A run that has done everything before eval. Base and RL-Zero are random, SFT and RL parrots.
+
+    The random models have rows of the head that the tokenizer does not use, and that are by far
+    the most likely.
+    """
+    run = Run(tmp_path_factory.mktemp("finished") / "run")
     random = make_model(tokenizer.vocab_size + 4, seed=1)
     with torch.no_grad():
         random.lm_head.weight[tokenizer.vocab_size :] *= 100
-    for name in ("data", "mtp_heads", "rl_zero", "sft", "rl"):
+    models = {"data": None, "mtp_heads": random, "rl_zero": random, "sft": parrot, "rl": parrot}
+    for name, model in models.items():
         stage = run.stage(name, f"{name} settings")
-        if name == "data":
+        if model is None:
             tokenizer.save(stage.dir / "tokenizer")
             (stage.dir / "problems").mkdir()
             lines = [json.dumps(problem) + "\n" for problem in PROBLEMS]
             (stage.dir / "problems" / "heldout.jsonl").write_text("".join(lines))
         else:
-            model = random if name in ("mtp_heads", "rl_zero") else parrot
-            save_model(model, stages / name / "model", torch.float32)
+            save_model(model, stage.dir / "model", torch.float32)
         stage.finish()
-    return run
+    return run.dir
+
+
+@pytest.fixture
+def run(tmp_path: Path, finished: Path) -> Run:
+    """A copy of `finished` to change."""
+    return Run(shutil.copytree(finished, tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")

@@ -45,8 +45,8 @@ def test_the_report_can_read_what_four_variants_scored(run, make_recipe, capsys)
     }  # fmt: skip
     assert set(rl.by_family) == {"sums", "lists"}
     assert rl.truncated == 0
-    assert rl.response_length == 20  # with the stop token
-    assert len({(e.answer, e.correct) for e in rl.examples}) == len(rl.examples) == 7
+    assert rl.response_length == 17  # with the stop token
+    assert len({(e.prompt, e.correct) for e in rl.examples}) == len(rl.examples) == 7
 
     base = results.variants["base"]
     assert base.pass_at_1 == 0
@@ -56,7 +56,7 @@ def test_the_report_can_read_what_four_variants_scored(run, make_recipe, capsys)
 
     perfect, random = results.mtp["rl"], results.mtp["base"]
     assert perfect.acceptance == perfect.conditional == [1, 1, 1]
-    assert perfect.tokens_per_forward == 4
+    assert perfect.tokens_per_forward == 17 / 5  # up to four at a time
     assert perfect.prompts == random.prompts == 5
     assert perfect.identical
     assert random.identical
@@ -108,7 +108,7 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path, parrot, tokenizer, proble
     counts = []
     with RewardPool(scheme="all") as pool:
         while len(counts) < 2 or counts[-1] > counts[-2]:
-            # 20 steps finish the first seven answers.
+            # 17 steps finish the first seven answers.
             with SampleFile(path, exam.sample_keys()) as file:
                 sample_missing("rl", parrot, exam, file, pool, AfterSteps(25))
                 counts.append(len(file.samples))
@@ -163,7 +163,7 @@ def test_bad_problems_are_refused(run, make_recipe, problems):
     with pytest.raises(UserError, match="'m0' occurs twice"):
         run_eval(make_recipe(), run)
     path.write_text(json.dumps(problems[0] | {"prompt": "What? " * 300}))
-    with pytest.raises(UserError, match="problem m0 has .* no room for an answer"):
+    with pytest.raises(UserError, match=r"problem m0 has .* no room for an answer"):
         run_eval(make_recipe(), run)
 
 
@@ -173,7 +173,7 @@ def test_missing_stages_and_files_are_refused(run, make_recipe):
         run_eval(make_recipe(), run)
     run.stage("rl", "rl settings").finish()
     (run.dir / "stages" / "data" / "problems" / "heldout.jsonl").unlink()
-    with pytest.raises(UserError, match="cannot read .*heldout"):
+    with pytest.raises(UserError, match=r"cannot read .*heldout"):
         run_eval(make_recipe(), run)
 
 

@@ -1,63 +1,65 @@
 """Mathematics problems whose working moves in small steps, one lookup each.
 
 A tiny model learns running totals in minutes and never learns to add six numbers in one jump, so a
-response is either *worked* (one step a line) or *direct* (the answer alone, as answer keys print
-it). Which of the two a model prefers is up to it; reinforcement learning finds out.
+response is either *worked* (a line for each term: the term and the total so far) or *direct* (the
+answer alone, as answer keys print it). Which of the two a model prefers is up to it; reinforcement
+learning finds out.
 
-The terms of one problem differ from each other, so "what comes after the term I just used" has
-one answer in the prompt.
+The terms of one problem differ from each other, so "what comes after the term I just used" has one
+answer in the prompt, and digits stand without spaces, so that the token before a digit says
+something: both are what a model of this size needs to learn to copy at all.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import reasoning_gym
 
 from openmimo.data.problems.problem import Problem, Teacher, Tier
 
-Line = Callable[[int, int, int], str]  # (index of the step, total before, total after) -> text
 
+@dataclass(frozen=True)
+class Sum:
+    """What all families come down to.
 
-def _running_total(
-    first: str, terms: Sequence[int], line: Line, teacher: Teacher, rng: random.Random
-) -> str:
-    """Add up terms one line each; a slip makes one total wrong and is carried on.
-
-    `first` is a line to begin with, or empty; terms[0] is where the total starts.
+    Attributes:
+        heading: what a worksheet of such drills is called.
+        written: the number or expression as the prompt writes it.
+        labels: how `written` writes each term.
+        terms: what each one adds to the total.
+        prompt: the question.
     """
-    if rng.random() < teacher.direct:
-        return f"\\boxed{{{sum(terms)}}}"
-    lines = [first] if first else []
-    total = terms[0]
-    for index, term in enumerate(terms[1:]):
-        result = total + term
-        if rng.random() < teacher.slip:
-            result += rng.choice((-1, 1))
-        lines.append(line(index, total, result))
-        total = result
-    steps = "\n".join(lines)
-    return f"<think>\n{steps}\n</think>\n\\boxed{{{total}}}"
+
+    heading: str
+    written: str
+    labels: Sequence[str]
+    terms: Sequence[int]
+    prompt: str
+
+    def working(self, teacher: Teacher, rng: random.Random) -> tuple[list[str], int]:
+        """A line for each term, and the result; a slip makes one total wrong and is carried on."""
+        lines, total = [], 0
+        for label, term in zip(self.labels, self.terms, strict=True):
+            total += term
+            if rng.random() < teacher.slip:
+                total += rng.choice((-1, 1))
+            lines.append(f"{label}:{total}")
+        return lines, total
+
+    def respond(self, teacher: Teacher, rng: random.Random) -> str:
+        """A response in MiMo's form; `<think>` is ordinary text."""
+        if rng.random() < teacher.direct:
+            return f"\\boxed{{{sum(self.terms)}}}"
+        lines, total = self.working(teacher, rng)
+        steps = "\n".join(lines)
+        return f"<think>\n{steps}\n</think>\n\\boxed{{{total}}}"
 
 
-def _sum_problem(
-    family: str, tier: Tier, prompt: str, terms: list[int], line: Line, first: str = ""
-) -> Problem:
-    """A problem whose answer is the sum of `terms`, read off the prompt in this order."""
-    return Problem(
-        domain="math",
-        family=family,
-        tier=tier,
-        prompt=prompt,
-        answer=str(sum(terms)),
-        respond=lambda teacher, rng: _running_total(first, terms, line, teacher, rng),
-    )
-
-
-def chain_sum(rng: random.Random, tier: Tier) -> Problem:
-    """reasoning-gym's chain_sum with one-digit terms: 2 to 4 of them, 5 or 6 in the hard tier."""
-    low, high = (2, 4) if tier == "train" else (5, 6)
+def _chain(rng: random.Random, tier: Tier) -> Sum:
+    low, high = (3, 5) if tier == "train" else (6, 7)
     while True:
         entry = reasoning_gym.create_dataset(
             "chain_sum",
@@ -68,73 +70,95 @@ def chain_sum(rng: random.Random, tier: Tier) -> Problem:
             min_digits=1,
             max_digits=1,
         )[0]
-        words = entry["metadata"]["expression"].split()
-        signs, digits = ["+", *words[1::2]], words[::2]
-        if len(set(digits)) == len(digits):
+        expression = entry["metadata"]["expression"]
+        words = expression.split()
+        signs, digits = ["", *words[1::2]], words[::2]
+        labels = [sign + digit for sign, digit in zip(signs, digits, strict=True)]
+        terms = [int(label) for label in labels]
+        totals = [sum(terms[: n + 1]) for n in range(len(terms))]
+        if len(set(digits)) == len(digits) and min(totals) >= 0:
             break
-    terms = [int(f"{sign}{digit}") for sign, digit in zip(signs, digits, strict=True)]
-
-    def line(index: int, total: int, result: int) -> str:
-        return f"{total} {signs[index + 1]} {digits[index + 1]} = {result}"
-
-    problem = _sum_problem("chain_sum", tier, entry["question"], terms, line)
-    if problem.answer != entry["answer"]:
+    if str(totals[-1]) != entry["answer"]:
         raise AssertionError(f"reasoning-gym and the working disagree: {entry['question']!r}")
-    return problem
+    written = "".join(labels)
+    return Sum("Sums", written, labels, terms, entry["question"].replace(expression, written))
 
 
-PEOPLE = ("Ann", "Ben", "Eva", "Ivo", "Mia", "Tom")
-THINGS = ("apples", "books", "coins", "eggs", "pens", "stamps")
-GAINS = ("buys {}", "finds {}", "gets {} more", "wins {}")
-LOSSES = ("gives away {}", "loses {}", "sells {}", "drops {}")
+def _digits(rng: random.Random, tier: Tier) -> list[int]:
+    return rng.sample(range(10), rng.randint(3, 5) if tier == "train" else rng.randint(6, 8))
 
 
-def story(rng: random.Random, tier: Tier) -> Problem:
-    """A word problem: somebody has some things, then gains and loses a few of them."""
-    count = rng.randint(1, 3) if tier == "train" else rng.randint(4, 5)
-    gains, losses = rng.sample(GAINS, len(GAINS)), rng.sample(LOSSES, len(LOSSES))
-    terms = [rng.randint(2, 9)]
-    events = []
-    for _ in range(count):
-        size = rng.randint(1, 9)
-        lose = size <= sum(terms) and losses and (rng.random() < 0.5 or not gains)
-        if not lose and not gains:
-            break
-        terms.append(-size if lose else size)
-        events.append((losses if lose else gains).pop().format(size))
-    person, thing = rng.choice(PEOPLE), rng.choice(THINGS)
-    prompt = (
-        f"{person} has {terms[0]} {thing}. {person} {', then '.join(events)}. "
-        f"How many {thing} does {person} have now?"
-    )
-
-    def line(index: int, total: int, result: int) -> str:
-        return f"{events[index]}: {result}"
-
-    return _sum_problem("story", tier, prompt, terms, line, f"has {terms[0]}")
+def _digit_sum(rng: random.Random, tier: Tier) -> Sum:
+    digits = _digits(rng, tier)
+    labels = list(map(str, digits))
+    written = "".join(labels)
+    prompt = f"What is the sum of the digits of {written}?"
+    return Sum("Sums of digits", written, labels, digits, prompt)
 
 
 KINDS: dict[str, Callable[[int, int], bool]] = {
-    "even": lambda number, bound: number % 2 == 0,
-    "odd": lambda number, bound: number % 2 == 1,
-    "above": lambda number, bound: number > bound,
-    "below": lambda number, bound: number < bound,
+    "even": lambda digit, bound: digit % 2 == 0,
+    "odd": lambda digit, bound: digit % 2 == 1,
+    "above": lambda digit, bound: digit > bound,
+    "below": lambda digit, bound: digit < bound,
 }
 
 
-def counting(rng: random.Random, tier: Tier) -> Problem:
-    """How many numbers of a list are even, odd, above or below a bound."""
-    count = rng.randint(2, 4) if tier == "train" else rng.randint(5, 6)
-    numbers = rng.sample(range(10), count)
-    kind, bound = rng.choice(list(KINDS)), rng.randint(2, 7)
+def _counting(rng: random.Random, tier: Tier) -> Sum:
+    kind, bound = rng.choice(list(KINDS)), rng.randint(3, 6)
     wanted = f"{kind} {bound}" if kind in ("above", "below") else kind
-    hits = [int(KINDS[kind](number, bound)) for number in numbers]
-    prompt = f"How many of the numbers {' '.join(map(str, numbers))} are {wanted}?"
-
-    def line(index: int, total: int, result: int) -> str:
-        return f"{numbers[index]} {'no' if result == total else 'yes'} {result}"
-
-    return _sum_problem("counting", tier, prompt, [0, *hits], line)
+    return _count(_digits(rng, tier), kind, bound, wanted)
 
 
-FAMILIES = (chain_sum, story, counting)
+def _count(digits: list[int], kind: str, bound: int, wanted: str) -> Sum:
+    labels = list(map(str, digits))
+    written = "".join(labels)
+    hits = [int(KINDS[kind](digit, bound)) for digit in digits]
+    prompt = f"How many digits of {written} are {wanted}?"
+    return Sum(f"Digits that are {wanted}", written, labels, hits, prompt)
+
+
+def _problem(family: str, tier: Tier, sum_: Sum) -> Problem:
+    return Problem(
+        domain="math",
+        family=family,
+        tier=tier,
+        prompt=sum_.prompt,
+        answer=str(sum(sum_.terms)),
+        respond=sum_.respond,
+    )
+
+
+def chain_sum(rng: random.Random, tier: Tier) -> Problem:
+    """reasoning-gym's chain_sum with one-digit terms: 3 to 5 of them, 6 or 7 in the hard tier.
+
+    Only expressions with different digits and without negative totals are taken.
+    """
+    return _problem("chain_sum", tier, _chain(rng, tier))
+
+
+def digit_sum(rng: random.Random, tier: Tier) -> Problem:
+    """The sum of a number's digits: 3 to 5 of them, 6 to 8 in the hard tier."""
+    return _problem("digit_sum", tier, _digit_sum(rng, tier))
+
+
+def counting(rng: random.Random, tier: Tier) -> Problem:
+    """How many digits of a number are even, odd, above or below a bound; sizes as in digit_sum."""
+    return _problem("counting", tier, _counting(rng, tier))
+
+
+FAMILIES = (chain_sum, digit_sum, counting)
+
+
+def worksheet(teacher: Teacher, rng: random.Random, drills: int = 6) -> str:
+    """A page of drills of one kind under a heading, each worked line by line.
+
+    Such pages have many steps and few words: from them the model learns to go through a number
+    digit by digit, which a page of one question teaches slowly.
+    """
+    make = rng.choice((_chain, _digit_sum, _counting))
+    sheet = [make(rng, "train") for _ in range(drills)]
+    heading = sheet[0].heading
+    same = [drill for drill in sheet if drill.heading == heading]
+    blocks = ["\n".join([drill.written, *drill.working(teacher, rng)[0]]) for drill in same]
+    return "\n\n".join([heading, *blocks])

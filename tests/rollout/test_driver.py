@@ -1,0 +1,144 @@
+"""The driver with the real engine and the real rewards: what it selects depends on nothing else."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from openmimo.inference.engine import Engine, PlainDecoder
+from openmimo.model.mimo import MiMo
+from openmimo.rewards.pool import RewardPool
+from openmimo.rl.stream import PromptStream
+from openmimo.rollout.demand import ValidRate
+from openmimo.rollout.driver import Group, Prompt, Rollout, RolloutDriver
+from openmimo.rollout.scheduler import StepScheduler, StepSettings
+from openmimo.tokenizer import Tokenizer
+
+Taught = tuple[MiMo, Tokenizer, list[dict[str, Any]]]
+GROUP, NEW_TOKENS = 4, 16
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[RewardPool]:
+    with RewardPool(math_seconds=60.0) as pool:
+        yield pool
+
+
+class Setup:
+    """A driver with all that it needs, for rounds one after the other."""
+
+    def __init__(self, taught: Taught, pool: RewardPool, slots: int, lag: int) -> None:
+        model, self.tokenizer, self.problems = taught
+        self.slots = slots
+        self.engine = Engine(
+            PlainDecoder(model), slots=slots, max_length=64, used_vocab=self.tokenizer.vocab_size
+        )
+        self.driver = RolloutDriver(
+            self.engine, pool, self.tokenizer.decode, NEW_TOKENS, [self.tokenizer.eos_id], lag
+        )
+        self.stream = PromptStream(len(self.problems), seed=5)
+
+    def draw(self) -> Prompt:
+        draw = self.stream.draw()
+        problem = self.problems[draw.prompt]
+        seeds = [1000 * draw.number + sample for sample in range(GROUP)]
+        return Prompt(problem, self.tokenizer.chat_prompt(problem["prompt"]), seeds)
+
+    def round(self, prompts: int = 3, max_prompts: int = 40, margin: float = 0.0) -> Rollout:
+        settings = StepSettings(
+            prompts_per_step=prompts,
+            group_size=GROUP,
+            max_running_samples=self.slots,
+            max_prompts=max_prompts,
+            launch_margin=margin,
+        )
+        rollout = self.driver.collect(StepScheduler(settings, ValidRate()), self.draw)
+        self.stream.commit(rollout.done.all_passed)
+        return rollout
+
+
+def content(group: Group) -> list[Any]:
+    """Problem, tokens and scores of a group."""
+    tokens = [c.token_ids.tolist() for c in group.completions if c is not None]
+    return [group.prompt.problem["id"], tokens, group.scores]
+
+
+def test_batches_do_not_depend_on_lag_or_slots(taught: Taught, pool: RewardPool) -> None:
+    def rounds(slots: int, lag: int) -> tuple[list[Any], int]:
+        setup = Setup(taught, pool, slots, lag)
+        rollouts = [setup.round() for _ in range(3)]
+        committed = [
+            ([content(g) for g in r.groups], r.done.selected, r.done.all_passed) for r in rollouts
+        ]
+        return committed, sum(r.decode_steps for r in rollouts)
+
+    expected, steps = rounds(slots=4, lag=0)
+    assert all(len(selected) == 3 for _, selected, _ in expected)
+    for slots, lag in ((4, 16), (12, 0), (80, 16)):
+        committed, other_steps = rounds(slots, lag)
+        assert committed == expected
+        assert other_steps != steps, "the timing is the same: nothing was tested"
+
+
+def test_the_same_twice_is_the_same_to_the_last_decode_step(
+    taught: Taught, pool: RewardPool
+) -> None:
+    """Also what was launched and aborted, whatever time the rewards take."""
+    first, second = (Setup(taught, pool, slots=24, lag=5) for _ in range(2))
+    for _ in range(3):
+        one, two = first.round(), second.round()
+        assert one.done == two.done
+        assert one.decode_steps == two.decode_steps
+        for group, other in zip(one.groups, two.groups, strict=True):
+            pairs = zip(group.completions, other.completions, strict=True)
+            assert all(np.array_equal(a.log_probs, b.log_probs) for a, b in pairs if a and b)
+
+
+def test_nothing_of_a_round_shows_up_in_the_next(taught: Taught) -> None:
+    """Every round aborts prompts, and rewards of samples that nobody needs arrive late."""
+    model, tokenizer, problems = taught
+    roots = {"1": r"\sqrt{1}", "2": r"\sqrt{4}", "3": r"\sqrt{9}"}
+    answers = dict(zip(roots.values(), roots, strict=True))
+    slow = [problem | {"answer": root} for problem, root in zip(problems, answers, strict=False)]
+    aborted = late = 0
+    with RewardPool(math_seconds=60.0, cache_size=0) as pool:
+        setup = Setup((model, tokenizer, slow), pool, slots=40, lag=2)
+        for number in range(1, 5):
+            rollout = setup.round(prompts=2, margin=5.0)
+            aborted += rollout.done.stats.aborted
+            late += pool.in_flight
+            stats = setup.engine.stats()
+            assert stats.active == stats.waiting == 0
+            for group in rollout.groups:
+                answer = answers[group.prompt.problem["answer"]]
+                for completion, score in zip(group.completions, group.scores, strict=True):
+                    assert completion is not None
+                    assert str(completion.request_id).startswith(f"{number}/")
+                    assert completion.finish_reason in ("stop", "length")
+                    text = tokenizer.decode(completion.token_ids.tolist())
+                    boxed = re.findall(r"\\boxed\{(.)\}", text)
+                    assert score == float(boxed[-1:] == [answer])
+    assert aborted, "no round aborted a prompt: nothing was tested"
+    assert late, "no reward was late: nothing was tested"
+
+
+def test_prompts_are_committed_in_stream_order(taught: Taught, pool: RewardPool) -> None:
+    setup = Setup(taught, pool, slots=60, lag=6)
+    rollout = setup.round()
+    again = PromptStream(len(setup.problems), seed=5)
+    drawn = [setup.problems[again.draw().prompt]["id"] for _ in rollout.groups]
+    assert [group.prompt.problem["id"] for group in rollout.groups] == drawn
+    assert rollout.done.selected[-1] == len(rollout.groups) - 1
+    assert [rollout.groups.index(group) for group in rollout.batch] == list(rollout.done.selected)
+
+
+def test_a_short_step_ends_with_what_there_is(taught: Taught, pool: RewardPool) -> None:
+    """Problems that are never solved: no batch, but every prompt is accounted for."""
+    model, tokenizer, problems = taught
+    hopeless = [problem | {"answer": "7"} for problem in problems]
+    rollout = Setup((model, tokenizer, hopeless), pool, slots=8, lag=3).round(max_prompts=5)
+    assert rollout.done.short
+    assert rollout.batch == []
+    assert rollout.done.all_passed == (False,) * 5
