@@ -121,6 +121,8 @@ class DataConfig(Config):
     """Characters of real text taken for each of the general, math and code sources."""
     math_pages: int = Field(default=12_000, ge=0)
     """Pages of generated mathematics with working, added to the math source."""
+    worksheets: int = Field(default=6_000, ge=0)
+    """Pages of bare drills, added to the math source: many steps, few words."""
     code_pages: int = Field(default=6_000, ge=0)
     """Pages of generated programming problems with solutions, added to the code source."""
     synthetic_responses: int = Field(default=4_000, ge=0)

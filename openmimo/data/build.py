@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +31,7 @@ from openmimo.data.problem_sets import ProblemSets, draw_sets
 from openmimo.data.problems.problem import Teacher
 from openmimo.data.sft_filters import cap_responses, drop_incomplete, drop_mixed_language
 from openmimo.data.shards import write_shard
-from openmimo.data.synthesis import Chat, chats, pages, raw_samples
+from openmimo.data.synthesis import Chat, chats, pages, raw_samples, worksheets
 from openmimo.data.tagging import SourceTags, tag
 from openmimo.errors import UserError
 from openmimo.progress import Progress
@@ -96,7 +96,7 @@ def run(recipe: Recipe, run: Run) -> None:
         real, tags = tag(distinct)
         done(2, harvested=len(harvested), distinct=len(real))
 
-        corpus = Corpus(real, *_generate(data, seed))
+        corpus = Corpus(real, *_generate(data, seed, {p.prompt for p in sets.heldout}))
         done(3, pages=len(corpus.generated), chats=len(corpus.chats))
 
         corpus = decontaminate(corpus, index)
@@ -139,12 +139,15 @@ def _teacher(config: TeacherConfig) -> Teacher:
     return Teacher(**config.model_dump())
 
 
-def _generate(data: DataConfig, seed: int) -> tuple[list[Document], list[Chat]]:
-    """Pages and chats by the corpus's teacher, each text once."""
+def _generate(
+    data: DataConfig, seed: int, heldout: Collection[str]
+) -> tuple[list[Document], list[Chat]]:
+    """Pages and chats by the corpus's teacher, each text once; heldout: the held-out prompts."""
     teacher = _teacher(data.corpus_teacher)
     found = [
         *pages("math", data.math_pages, teacher, random.Random(f"{seed}/math_pages")),
         *pages("code", data.code_pages, teacher, random.Random(f"{seed}/code_pages")),
+        *worksheets(data.worksheets, teacher, random.Random(f"{seed}/worksheets"), heldout),
     ]
     talks = chats(data.synthetic_responses, teacher, random.Random(f"{seed}/chats"))
     return drop_exact(found), list(dict.fromkeys(talks))

@@ -7,11 +7,12 @@ to generated problems. Everything is drawn from the `random.Random` that the cal
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 from openmimo.data.documents import Document
 from openmimo.data.problem_sets import FAMILIES, draw_any
+from openmimo.data.problems.mathematics import worksheet
 from openmimo.data.problems.problem import Problem, Teacher
 
 # How pages print a question and its answer, and how often.
@@ -55,6 +56,22 @@ def pages(domain: str, count: int, teacher: Teacher, rng: random.Random) -> list
         text = layout.format(prompt=problem.prompt, response=problem.respond(teacher, rng))
         documents.append(Document(text, domain, tag, f"generated:{problem.family}/{number}"))
     return documents
+
+
+def worksheets(
+    count: int, teacher: Teacher, rng: random.Random, exclude: Collection[str]
+) -> list[Document]:
+    """Corpus pages of drills without words; none whose question is in `exclude`.
+
+    Decontamination compares words and cannot see a question in a bare drill, so the held-out
+    questions are kept out here.
+    """
+    texts = (worksheet(teacher, rng, exclude) for _ in range(count))
+    return [
+        Document(text, "math", "mathematics", f"generated:worksheet/{number}")
+        for number, text in enumerate(texts)
+        if text
+    ]
 
 
 def chats(count: int, teacher: Teacher, rng: random.Random) -> list[Chat]:

@@ -13,7 +13,7 @@ something: both are what a model of this size needs to learn to copy at all.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import reasoning_gym
@@ -150,8 +150,12 @@ def counting(rng: random.Random, tier: Tier) -> Problem:
 FAMILIES = (chain_sum, digit_sum, counting)
 
 
-def worksheet(teacher: Teacher, rng: random.Random, drills: int = 6) -> str:
+def worksheet(
+    teacher: Teacher, rng: random.Random, exclude: Collection[str] = (), drills: int = 6
+) -> str:
     """A page of drills of one kind under a heading, each worked line by line.
+
+    Drills whose prompt is in `exclude` are left out; empty if none is left.
 
     Such pages have many steps and few words: from them the model learns to go through a number
     digit by digit, which a page of one question teaches slowly.
@@ -159,6 +163,6 @@ def worksheet(teacher: Teacher, rng: random.Random, drills: int = 6) -> str:
     make = rng.choice((_chain, _digit_sum, _counting))
     sheet = [make(rng, "train") for _ in range(drills)]
     heading = sheet[0].heading
-    same = [drill for drill in sheet if drill.heading == heading]
+    same = [d for d in sheet if d.heading == heading and d.prompt not in exclude]
     blocks = ["\n".join([drill.written, *drill.working(teacher, rng)[0]]) for drill in same]
-    return "\n\n".join([heading, *blocks])
+    return "\n\n".join([heading, *blocks]) if blocks else ""
