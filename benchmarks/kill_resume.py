@@ -1,4 +1,4 @@
-"""Kill a run at random moments, repeat the command until it is done, compare with an undisturbed one.
+"""Kill a run at random moments, repeat the command until it is done, compare with a quiet one.
 
     python benchmarks/kill_resume.py --kills 10 --json -
 

@@ -12,7 +12,7 @@ from openmimo.data.documents import read_records
 from openmimo.errors import UserError
 from openmimo.inference.engine import Decoder, Engine
 from openmimo.inference.protocol import Request
-from openmimo.rl.train import sample_seed
+from openmimo.inference.sampling import sample_seed
 from openmimo.tokenizer import Tokenizer
 
 Problem = Mapping[str, Any]

@@ -24,8 +24,7 @@ from openmimo.evals.samples import SampleFile
 from openmimo.evals.sampling import sample_missing
 from openmimo.model.checkpoint import load_model
 from openmimo.model.mimo import MiMo
-from openmimo.rewards.pool import RewardPool
-from openmimo.rl.train import JUDGE_LIMITS
+from openmimo.rewards.pool import JUDGE_LIMITS, RewardPool
 from openmimo.runs import Run, atomic_write
 from openmimo.tokenizer import Tokenizer
 

@@ -7,6 +7,7 @@ batch, on the number of slots, or on the order of arrival.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,12 @@ SAMPLE, DRAFT, ACCEPT = range(3)
 def signed64(value: int) -> int:
     """The int64 with the same low 64 bits: torch takes no larger integer."""
     return (value + 2**63) % 2**64 - 2**63
+
+
+def sample_seed(*parts: object) -> int:
+    """A 62-bit request seed that is a pure function of its parts (run seed, prompt, sample...)."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 2
 
 
 # Increment and multipliers of splitmix64 (Steele, Lea and Flood, 2014).

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from openmimo.errors import UserError
 from openmimo.metrics import read_metrics
 
-STAGES = ("data", "pretrain", "mtp_heads", "sft", "rl_zero", "rl", "eval", "export")
+STAGES = ("data", "pretrain", "mtp_heads", "sft", "difficulty", "rl_zero", "rl", "eval", "export")
 """In the order in which a run does them."""
 
 
@@ -88,6 +88,11 @@ class DataStats(_Record):
     dedup: dict[str, Any] = {}
     domains: dict[str, Any] = {}
     decontamination: dict[str, Any] = {}
+
+
+class Mixtures(_Record):
+    """What pre-training read, by stage."""
+
     mixture: dict[str, Mixture] = {}
 
 
@@ -108,6 +113,7 @@ class Run:
     metrics: dict[str, list[dict[str, Any]]]
     """Records in step order for every stage; an empty list where there are none."""
     stats: DataStats | None
+    mixture: dict[str, Mixture]
     results: EvalResults | None
 
     def missing(self) -> list[str]:
@@ -143,6 +149,7 @@ def load_run(folder: Path) -> Run:
         done={stage: record for stage, record in finished.items() if record is not None},
         metrics={stage: _metrics(stages / stage / "metrics.jsonl") for stage in STAGES},
         stats=_parse(stages / "data" / "stats.json", DataStats),
+        mixture=(_parse(stages / "pretrain" / "mixture.json", Mixtures) or Mixtures()).mixture,
         results=_parse(stages / "eval" / "results.json", EvalResults),
     )
 

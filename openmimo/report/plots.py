@@ -79,7 +79,7 @@ def draw_plots(run: Run) -> dict[str, str]:
             drawings[key] = partial(_rl, run=run, key=key)
     if run.results and run.results.mtp:
         drawings["acceptance"] = partial(_acceptance, run=run)
-    for name in run.stats.mixture if run.stats else ():
+    for name in run.mixture:
         drawings[f"mixture_{name}"] = partial(_mixture, run=run, name=name)
     if run.done:
         drawings["seconds"] = partial(_seconds, run=run)
@@ -232,8 +232,7 @@ def _acceptance(ax: Axes, run: Run) -> None:
 
 
 def _mixture(ax: Axes, run: Run, name: str) -> None:
-    assert run.stats is not None
-    mixture = run.stats.mixture[name]
+    mixture = run.mixture[name]
     sources = [*reversed(mixture.target | mixture.realised)]
     shares = [mixture.realised.get(source, 0.0) for source in sources]
     targets = [mixture.target.get(source, 0.0) for source in sources]

@@ -49,7 +49,7 @@ def render_report(run_dir: Path) -> ReportPaths:
         "next_commands": _next_commands(run),
         "mixture_captions": {
             f"mixture_{name}": f"Mixture in {name}: realised, and the target (line)."
-            for name in (run.stats.mixture if run.stats else ())
+            for name in run.mixture
         },
         "no_plots": NO_PLOTS if plots is None else None,
         "tables": make_tables(summary),

@@ -41,6 +41,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "training": training_phases(run),
         "rl": {stage: rl_ends(run.metrics[stage]) for stage in ("rl_zero", "rl")},
         "data": run.stats.model_dump() if run.stats else None,
+        "mixture": {name: mixture.model_dump() for name, mixture in run.mixture.items()},
         "stages": {name: run.done[name].model_dump() for name in STAGES if name in run.done},
         "missing": run.missing(),
     }

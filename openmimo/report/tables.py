@@ -136,8 +136,8 @@ def _mtp(summary: Summary) -> Table:
 
 
 def _sources(summary: Summary) -> Table:
-    data = summary["data"] or {"sources": {}, "mixture": {}}
-    mixtures = data["mixture"]
+    data = summary["data"] or {"sources": {}}
+    mixtures = summary["mixture"]
     rows = []
     for source, size in data["sources"].items():
         shares = [

@@ -19,6 +19,9 @@ from openmimo.rewards.difficulty import Scheme
 from openmimo.rewards.math_verifier import MathVerifier
 from openmimo.rewards.verdict import RewardResult
 
+JUDGE_LIMITS = {"cpu_seconds": 0.5, "wall_seconds": 5.0, "max_timeouts": 1}
+"""For programs of a rollout: a loop costs one timeout, not one a test."""
+
 _NO_BOX = RewardResult(0.0, Status.UNPARSEABLE, "no \\boxed{} answer")
 
 

@@ -19,10 +19,10 @@ from openmimo.data.documents import read_records, write_records
 from openmimo.errors import UserError
 from openmimo.inference.engine import Engine, PlainDecoder
 from openmimo.inference.protocol import Request
+from openmimo.inference.sampling import sample_seed
 from openmimo.model.checkpoint import load_model
 from openmimo.rewards.difficulty import cluster_levels, pass_rates
-from openmimo.rewards.pool import RewardPool
-from openmimo.rl.train import JUDGE_LIMITS, sample_seed
+from openmimo.rewards.pool import JUDGE_LIMITS, RewardPool
 from openmimo.rollout.driver import REWARD_DEADLINE
 from openmimo.runs import Run
 from openmimo.tokenizer import Tokenizer

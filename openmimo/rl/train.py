@@ -5,7 +5,6 @@ A step: prompts from the stream -> rollout engine -> rewards -> advantages -> up
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,11 +18,12 @@ from openmimo.config.schema import Recipe, RLConfig
 from openmimo.data.documents import read_records
 from openmimo.errors import UserError
 from openmimo.inference.engine import Engine, PlainDecoder
+from openmimo.inference.sampling import sample_seed
 from openmimo.metrics import MetricsWriter
 from openmimo.model.checkpoint import load_model, save_model
 from openmimo.model.mimo import MiMo
 from openmimo.progress import Progress
-from openmimo.rewards.pool import RewardPool
+from openmimo.rewards.pool import JUDGE_LIMITS, RewardPool
 from openmimo.rl.metrics import step_metrics
 from openmimo.rl.stream import Draw, PromptStream
 from openmimo.rl.update import grpo_update
@@ -40,9 +40,6 @@ from openmimo.training.optim import build_optimizer
 Variant = Literal["rl", "rl_zero"]
 START = {"rl": "sft", "rl_zero": "mtp_heads"}
 """The stage whose model a variant starts from."""
-
-JUDGE_LIMITS = {"cpu_seconds": 0.5, "wall_seconds": 5.0, "max_timeouts": 1}
-"""For programs of a rollout: a loop costs one timeout, not one a test."""
 
 HISTORY = 64
 """Groups that the valid rate remembers across steps."""
@@ -71,12 +68,6 @@ def load_problems(path: Path, config: RLConfig) -> list[dict[str, Any]]:
     if not problems:
         raise UserError(f"{path} has no problem of domains {config.domains}, tiers {config.tiers}")
     return problems
-
-
-def sample_seed(*parts: object) -> int:
-    """A 62-bit seed that is a pure function of its parts."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 2
 
 
 def train(

@@ -89,6 +89,6 @@ def run(recipe: Recipe, run: Run) -> None:
         recipe.pretrain.checkpoint_every,
     )
     if finished:
-        atomic_write(stage.dir / "mixture.json", json.dumps(source.mixture, indent=2))
+        atomic_write(stage.dir / "mixture.json", json.dumps({"mixture": source.mixture}, indent=2))
         parameters = sum(p.numel() for p in model.parameters())
         stage.finish(parameters=parameters, rope_base=model.rope_base)

@@ -10,7 +10,7 @@ import pytest
 PRETRAIN = ((1, 2_100_000, 256, 10_000), (2, 2_700_000, 256, 10_000), (3, 3_000_000, 512, 640_000))
 SECONDS = {
     "data": 95.2, "pretrain": 402.0, "mtp_heads": 41.5, "sft": 66.0,
-    "rl_zero": 270.3, "rl": 268.9, "eval": 118.4, "export": 4.1,
+    "difficulty": 21.0, "rl_zero": 270.3, "rl": 268.9, "eval": 118.4, "export": 4.1,
 }  # fmt: skip
 
 
@@ -115,10 +115,6 @@ def results() -> dict:
 
 def stats() -> dict:
     sources = ("general", "math", "code", "synthetic")
-    mixtures = {
-        "stage1": (0.6, 0.2, 0.2, 0.0), "stage2": (0.3, 0.35, 0.35, 0.0),
-        "stage3": (0.25, 0.3, 0.3, 0.15),
-    }  # fmt: skip
     return {
         "sources": {
             name: {"documents": 900 + 300 * i, "tokens": 700_000 - i, "characters": 2_500_000}
@@ -127,6 +123,16 @@ def stats() -> dict:
         "dedup": {"exact": 112, "near": 87},
         "domains": {"language": 400, "library": 900, "mathematics": 1300},
         "decontamination": {"documents_removed": 3},
+    }
+
+
+def mixture() -> dict:
+    sources = ("general", "math", "code", "synthetic")
+    mixtures = {
+        "stage1": (0.6, 0.2, 0.2, 0.0), "stage2": (0.3, 0.35, 0.35, 0.0),
+        "stage3": (0.25, 0.3, 0.3, 0.15),
+    }  # fmt: skip
+    return {
         "mixture": {
             name: {
                 "target": dict(zip(sources, shares, strict=True)),
@@ -155,6 +161,7 @@ def write_run(folder: Path) -> Path:
     write_lines(stages / "rl" / "metrics.jsonl", rl_rows(rng, 0.54, 0.8))
     (stages / "eval" / "results.json").write_text(json.dumps(results()))
     (stages / "data" / "stats.json").write_text(json.dumps(stats()))
+    (stages / "pretrain" / "mixture.json").write_text(json.dumps(mixture()))
     return folder
 
 

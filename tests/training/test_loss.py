@@ -61,16 +61,23 @@ def gradients(model: MiMo) -> dict[str, Tensor]:
     return found
 
 
-def test_packed_losses_are_those_of_each_document_alone(model: MiMo, batch: Batch) -> None:
+def test_packed_losses_and_gradient_are_those_of_each_document_alone(
+    model: MiMo, batch: Batch
+) -> None:
     """Every loss is divided by its own number of targets."""
-    documents = [A, B, C, D, D, A]
-    expected = []
-    for ahead in (1, 2, 3, 4):
-        entropies = [e for document in documents for e in alone(model, document, ahead)]
-        expected.append(torch.stack(entropies).mean().item())
-    main, mtp = backward_step(model, batch, LAYERS, 0.3, tokens_per_microbatch=10_000)
-    assert [main, *mtp] == pytest.approx(expected, rel=1e-5)
-    assert len(set(expected)) == 4
+    means = [
+        torch.stack([e for document in (A, B, C, D, D, A) for e in alone(model, document, ahead)])
+        for ahead in (1, 2, 3, 4)
+    ]
+    main, *mtp = (entropies.mean() for entropies in means)
+    assert len({len(entropies) for entropies in means}) == 4
+    # In this test the copies are not detached, since `alone` does not detach them.
+    (main + 0.3 * sum(mtp) / 3).backward()
+    expected = gradients(model)
+    found = backward_step(model, batch, LAYERS, 0.3, 10_000, detach_after=3)
+    assert [found[0], *found[1]] == pytest.approx([main.item(), *map(Tensor.item, mtp)], rel=1e-5)
+    for name, grad in gradients(model).items():
+        torch.testing.assert_close(grad, expected[name], atol=1e-6, rtol=1e-3)
 
 
 def test_targets_are_counted_for_each_loss(batch: Batch) -> None:
