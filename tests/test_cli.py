@@ -64,7 +64,7 @@ def test_the_installed_command_is_the_same(tmp_path: Path) -> None:
         ("rl --seed x", "seed is 'x' (command line): expected a valid integer"),
         ("rl --seed", "argument --seed: expected one argument"),
         ("rl extra", "cannot read 'extra'"),
-        ("rl --recipe nan", "no recipe 'nan': the presets are nano"),
+        ("rl --recipe nan", "no recipe 'nan': the presets are mimo-7b, nano"),
         ("rl --recipe none.toml", "no recipe 'none.toml'"),
         ("rl --recipe x.toml --smoke", "--smoke goes with a preset"),
         ("rl --out .", "holds other files and is no run folder"),

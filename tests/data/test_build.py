@@ -17,7 +17,7 @@ from openmimo.data.build import Corpus, decontaminate, pieces, verify_clean
 from openmimo.data.decontaminate import DecontaminationIndex
 from openmimo.data.documents import SOURCES, Document, read_records
 from openmimo.data.problem_sets import ProblemSets
-from openmimo.data.problems.mathematics import story
+from openmimo.data.problems.mathematics import digit_sum
 from openmimo.data.sft_filters import has_final_answer, is_mixed
 from openmimo.data.shards import ShardReader
 from openmimo.data.synthesis import Chat
@@ -238,7 +238,7 @@ def page(text: str, source: str = "math") -> Document:
 
 
 def test_contaminated_texts_go_and_the_check_finds_what_stays() -> None:
-    problem = story(random.Random(0), "train")
+    problem = digit_sum(random.Random(0), "train")
     sets = ProblemSets([problem], [], [], 0)
     index = DecontaminationIndex({problem.id: problem.prompt})
     spaced = problem.prompt.upper().replace(" ", "\n")

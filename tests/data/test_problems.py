@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from openmimo.data.problem_sets import FAMILIES
-from openmimo.data.problems.mathematics import GAINS, LOSSES, chain_sum, counting, story
+from openmimo.data.problems.mathematics import chain_sum, counting, digit_sum, worksheet
 from openmimo.data.problems.problem import Problem, Teacher
 from openmimo.data.problems.programs import pipeline
 from openmimo.rewards.code import extract_program
@@ -27,26 +27,17 @@ def drawn(family: Callable[..., Problem], tier: str, count: int = 40) -> list[Pr
 
 
 def chain_sum_answer(prompt: str) -> int:
-    expression = re.search(r"(?<=[ :])\d[\d +-]*\d", prompt)
+    expression = re.search(r"problem: ([\d+-]+) =", prompt)
     assert expression
-    return eval(expression.group())
+    return eval(expression[1])
 
 
-def story_answer(prompt: str) -> int:
-    total = int(re.search(r" has (\d+)", prompt)[1])
-    events = prompt.split(".")[1].split(", then ")
-    events[0] = events[0].split(maxsplit=1)[1]  # without the person
-    for event in events:
-        (size,) = re.findall(r"\d+", event)
-        verb = event.replace(size, "{}")
-        assert (verb in GAINS) != (verb in LOSSES)
-        total += int(size) if verb in GAINS else -int(size)
-        assert total >= 0, "nobody can lose what they do not have"
-    return total
+def digit_sum_answer(prompt: str) -> int:
+    return sum(map(int, re.search(r"(\d+)\?", prompt)[1]))
 
 
 def counting_answer(prompt: str) -> int:
-    numbers, kind = re.search(r"numbers ([\d ]+) are (.+)\?", prompt).groups()
+    number, kind = re.search(r"digits of (\d+) are (.+)\?", prompt).groups()
     word, *bound = kind.split()
     test = {
         "even": lambda n: n % 2 == 0,
@@ -54,13 +45,13 @@ def counting_answer(prompt: str) -> int:
         "above": lambda n: n > int(bound[0]),
         "below": lambda n: n < int(bound[0]),
     }[word]
-    return sum(map(test, map(int, numbers.split())))
+    return sum(map(test, map(int, number)))
 
 
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize(
     ("family", "solve"),
-    [(chain_sum, chain_sum_answer), (story, story_answer), (counting, counting_answer)],
+    [(chain_sum, chain_sum_answer), (digit_sum, digit_sum_answer), (counting, counting_answer)],
 )
 def test_math_answers_and_careful_responses_are_right(
     family: Callable[..., Problem], solve: Callable[[str], int], tier: str
@@ -143,12 +134,33 @@ def test_draws_repeat_and_records_are_json(family: Callable[..., Problem]) -> No
             assert ("tests" in record) == (problem.domain == "code")
 
 
+def size(problem: Problem) -> int:
+    """Digits or clauses of a problem."""
+    if problem.domain == "code":
+        return problem.prompt.count(";")
+    return len(re.findall(r"\d", problem.prompt.split(" are ")[0]))
+
+
 @pytest.mark.parametrize("family", ALL)
-def test_hard_prompts_are_longer_than_train_ones(family: Callable[..., Problem]) -> None:
-    train, hard = (
-        sorted(len(problem.prompt.split()) for problem in drawn(family, tier)) for tier in TIERS
-    )
-    assert hard[0] >= train[-1] or hard[len(hard) // 2] > train[-1]
+def test_every_hard_problem_is_larger_than_every_train_one(family: Callable[..., Problem]) -> None:
+    train, hard = ([size(problem) for problem in drawn(family, tier)] for tier in TIERS)
+    assert min(hard) > max(train)
+
+
+def test_a_worksheet_is_right_and_leaves_held_out_questions_out() -> None:
+    sheets = [worksheet(CAREFUL, random.Random(seed)) for seed in range(60)]
+    for heading, *drills in (sheet.split("\n\n") for sheet in sheets):
+        for drill in drills:
+            written, *lines = drill.splitlines()
+            labels = "".join(line.split(":")[0] for line in lines)
+            assert labels == written, "the working goes through the number in order"
+            total = int(lines[-1].split(":")[1])
+            if heading.startswith("Sums"):
+                assert total == (eval(written) if heading == "Sums" else sum(map(int, written)))
+    number = next(s for s in sheets if s.startswith("Sums of digits")).split("\n")[2]
+    seed = next(s for s in range(60) if number in sheets[s].split("\n"))
+    question = f"What is the sum of the digits of {number}?"
+    assert number not in worksheet(CAREFUL, random.Random(seed), {question}).split("\n")
 
 
 def test_ids_depend_on_the_prompt_alone() -> None:

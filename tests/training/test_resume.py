@@ -68,6 +68,7 @@ def result(folder: Path, stage: str) -> tuple[Any, ...]:
     stage_dir = folder / "stages" / stage
     last = max((stage_dir / "checkpoints").iterdir())
     files = [*sorted((stage_dir / "model").iterdir()), last / "optimizer.safetensors"]
+    files += stage_dir.glob("mixture.json")
     metrics = [
         {key: value for key, value in record.items() if key not in CLOCKS}
         for record in read_metrics(stage_dir / "metrics.jsonl")
@@ -137,7 +138,7 @@ def test_pretraining_follows_its_table(recipe: Recipe, make_run: Callable[[str],
         1, 1, 2, 2, 2, 2, 2, 2,
     ]  # fmt: skip
     assert load_model(folder / "model").rope_base == 640_000.0
-    mixture = json.loads((folder / "mixture.json").read_text())
+    mixture = json.loads((folder / "mixture.json").read_text())["mixture"]
     assert mixture["stage1"]["target"] == {"general": 0.5, "math": 0.5}
     # 128 tokens hold few documents, of up to 39 tokens.
     assert mixture["stage1"]["realised"]["math"] == pytest.approx(0.5, abs=0.35)

@@ -59,7 +59,7 @@ class Sum:
 
 
 def _chain(rng: random.Random, tier: Tier) -> Sum:
-    low, high = (3, 5) if tier == "train" else (6, 7)
+    low, high = (3, 5) if tier == "train" else (6, 6)
     while True:
         entry = reasoning_gym.create_dataset(
             "chain_sum",
@@ -85,7 +85,7 @@ def _chain(rng: random.Random, tier: Tier) -> Sum:
 
 
 def _digits(rng: random.Random, tier: Tier) -> list[int]:
-    return rng.sample(range(10), rng.randint(3, 5) if tier == "train" else rng.randint(6, 8))
+    return rng.sample(range(10), rng.randint(3, 5) if tier == "train" else rng.randint(6, 7))
 
 
 def _digit_sum(rng: random.Random, tier: Tier) -> Sum:
@@ -130,7 +130,7 @@ def _problem(family: str, tier: Tier, sum_: Sum) -> Problem:
 
 
 def chain_sum(rng: random.Random, tier: Tier) -> Problem:
-    """reasoning-gym's chain_sum with one-digit terms: 3 to 5 of them, 6 or 7 in the hard tier.
+    """reasoning-gym's chain_sum with one-digit terms: 3 to 5 of them, 6 in the hard tier.
 
     Only expressions with different digits and without negative totals are taken.
     """
@@ -138,7 +138,7 @@ def chain_sum(rng: random.Random, tier: Tier) -> Problem:
 
 
 def digit_sum(rng: random.Random, tier: Tier) -> Problem:
-    """The sum of a number's digits: 3 to 5 of them, 6 to 8 in the hard tier."""
+    """The sum of a number's digits: 3 to 5 of them, 6 or 7 in the hard tier."""
     return _problem("digit_sum", tier, _digit_sum(rng, tier))
 
 

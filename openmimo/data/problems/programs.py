@@ -152,8 +152,8 @@ def _response(clauses: list[Clause], teacher: Teacher, rng: random.Random) -> st
 
 
 def pipeline(rng: random.Random, tier: Tier, tests: int = 8) -> Problem:
-    """A pipeline of 2 or 3 clauses, 4 or 5 in the hard tier."""
-    count = rng.randint(1, 2) if tier == "train" else rng.randint(3, 4)
+    """A pipeline of 2 or 3 clauses, 4 in the hard tier."""
+    count = rng.randint(1, 2) if tier == "train" else 3
     while True:
         texts: set[str] = set()
         clauses: list[Clause] = []
