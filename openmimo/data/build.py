@@ -70,15 +70,10 @@ class Corpus:
 def run(recipe: Recipe, run: Run) -> None:
     """Stage `data`.
 
-    Raises UserError if the model has fewer embedding rows than the tokenizer may have ids, if a
-    source of text is missing, or if a family has fewer distinct problems than asked for.
+    Raises UserError if a source of text is missing, or if a family has fewer distinct problems than
+    asked for.
     """
     data, seed = recipe.data, recipe.seed
-    if recipe.model.vocab_size < data.vocab_size:
-        raise UserError(
-            f"model.vocab_size ({recipe.model.vocab_size}) is below data.vocab_size "
-            f"({data.vocab_size}): the model needs a row for every token"
-        )
     stage = run.stage("data", data_hash(recipe))
     if stage.is_done():
         return

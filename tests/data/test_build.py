@@ -21,7 +21,6 @@ from openmimo.data.problems.mathematics import digit_sum
 from openmimo.data.sft_filters import has_final_answer, is_mixed
 from openmimo.data.shards import ShardReader
 from openmimo.data.synthesis import Chat
-from openmimo.errors import UserError
 from openmimo.report.load import load_run
 from openmimo.runs import Run
 from openmimo.tokenizer import Tokenizer
@@ -222,15 +221,6 @@ def test_the_hash_covers_what_the_files_depend_on() -> None:
     assert build.data_hash(recipe(steps=9)) == same
     others = [recipe(seed=4), recipe(cap=8), recipe(math_pages=201)]
     assert len({same, *map(build.data_hash, others)}) == 4
-
-
-def test_a_model_without_room_for_the_tokenizer(tmp_path: Path) -> None:
-    with (
-        Run(tmp_path / "run") as run,
-        pytest.raises(UserError, match=r"model.vocab_size \(512\) is below data.vocab_size \(513"),
-    ):
-        build.run(recipe(vocab_size=513), run)
-    assert not (tmp_path / "run/stages").exists()
 
 
 def page(text: str, source: str = "math") -> Document:

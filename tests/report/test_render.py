@@ -50,8 +50,8 @@ def test_json_holds_the_agreed_keys(rendered: ReportPaths, eval_results: dict) -
         for key in ("pass_at_1", "low", "high", "n"):
             assert report["variants"][name][key] == expected[name][key]
     assert report["mtp_acceptance"] == [0.91, 0.78, 0.64]
-    assert report["seconds"] == pytest.approx(1266.4)
-    assert report["peak_memory_gb"] == pytest.approx(0.8 + 7 * 0.21)
+    assert report["seconds"] == pytest.approx(1287.4)
+    assert report["peak_memory_gb"] == pytest.approx(0.8 + 8 * 0.21)
     assert report["seed"] == 1
     assert report["missing"] == []
     assert [claim["held"] for claim in report["claims"]] == [True, True, True]
