@@ -53,9 +53,6 @@ class Batch:
             part = slice(start, start + rows)
             yield Batch(self.ids[part], self.positions[part], self.targets[part])
 
-    def to(self, device: torch.device) -> Batch:
-        return Batch(self.ids.to(device), self.positions.to(device), self.targets.to(device))
-
 
 def batch_rows(rows: Sequence[Sequence[Segment]], length: int, pad_id: int) -> Batch:
     """Lay rows of segments side by side; each row's segments must fit `length`."""
