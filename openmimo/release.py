@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from openmimo.config.base import config_hash
+from openmimo.evals.run import VARIANTS
 from openmimo.model.checkpoint import load_model, write_model
 from openmimo.model_card import model_card
 from openmimo.runs import Run, atomic_dir
@@ -18,9 +19,6 @@ from openmimo.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from openmimo.config.schema import Recipe
-
-# Folder of each variant, and the stage whose model it holds. Base has its three MTP layers.
-VARIANTS = {"base": "mtp_heads", "rl_zero": "rl_zero", "sft": "sft", "rl": "rl"}
 
 
 def run(recipe: Recipe, run: Run) -> None:

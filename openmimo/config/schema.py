@@ -112,13 +112,24 @@ class TeacherConfig(Config):
     """Probability that a clause of a program is written in its careless form."""
 
 
+class HarvestConfig(Config):
+    """Characters of real text to take; what the installation carries is the upper limit."""
+
+    general: int = Field(default=1_500_000, gt=0)
+    """For the general source: language reference, documentation of packages."""
+    math: int = Field(default=1_500_000, gt=0)
+    """For the math source: documentation of mathematical packages."""
+    code: int = Field(default=1_500_000, gt=0)
+    """For the code source: sources of the standard library."""
+
+
 class DataConfig(Config):
     """Corpus, tokenizer and problems (report, sections 2.1, 3.1 and 3.2)."""
 
     vocab_size: int = Field(default=1024, gt=258)
     """Size of the BPE vocabulary trained on the corpus."""
-    harvest_characters: int = Field(default=1_500_000, gt=0)
-    """Characters of real text taken for each of the general, math and code sources."""
+    harvest: HarvestConfig = HarvestConfig()
+    """Real text taken for each source."""
     math_pages: int = Field(default=12_000, ge=0)
     """Pages of generated mathematics with working, added to the math source."""
     worksheets: int = Field(default=6_000, ge=0)

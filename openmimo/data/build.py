@@ -40,7 +40,7 @@ from openmimo.tokenizer import Tokenizer
 
 LEAKED_QUERIES = 0.01
 """Held-out problems among the raw SFT queries, as a share of these: decontamination finds them."""
-MAX_DOCUMENT_TOKENS = 1024
+MAX_DOCUMENT_TOKENS = 256
 """Longer documents are stored in pieces of about equal length."""
 SAMPLE_CHARACTERS = 600_000
 """The tokenizer learns from this much real text and from this much generated text."""
@@ -86,7 +86,7 @@ def run(recipe: Recipe, run: Run) -> None:
         sets, index = draw_sets(data, seed)
         done(1, heldout=len(sets.heldout), rl=len(sets.rl), queries=len(sets.queries))
 
-        harvested, _ = harvest(dict.fromkeys(BUDGETS, data.harvest_characters))
+        harvested, _ = harvest(data.harvest.model_dump())
         distinct, dedup = deduplicate(harvested, data.dedup_threshold)
         real, tags = tag(distinct)
         done(2, harvested=len(harvested), distinct=len(real))

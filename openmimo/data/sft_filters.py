@@ -88,25 +88,22 @@ def drop_mixed_language(
 def cap_responses(
     records: Iterable[SampleRecord], per_query: int = 8
 ) -> tuple[list[SampleRecord], FilterCounts]:
-    """Keep the first `per_query` distinct responses of each query, in input order.
+    """Keep the first `per_query` responses of each query, in input order.
 
-    Queries are compared without regard to white space. Reasons: "same response" and "over the
-    cap". Raises UserError for a cap below 1 or a record without the needed fields.
+    Queries are compared without regard to white space. The reason counted is "over the cap".
+    Equal responses stay: a careful answer to a simple query is the same each time, so dropping
+    repeats would leave mostly the careless ones. Raises UserError for a cap below 1 or a record
+    without the needed fields.
     """
     if per_query < 1:
         raise UserError(f"at least one response a query must stay, got per_query = {per_query}")
-    taken: dict[str, set[str]] = {}
+    taken: Counter[str] = Counter()
 
     def reason(record: SampleRecord) -> str | None:
         query = " ".join(_field(record, "prompt", str).split())
-        response = _field(record, "response", str)
-        responses = taken.setdefault(query, set())
-        if response in responses:
-            return "same response"
-        if len(responses) >= per_query:
-            return "over the cap"
-        responses.add(response)
-        return None
+        _field(record, "response", str)
+        taken[query] += 1
+        return "over the cap" if taken[query] > per_query else None
 
     return _split(records, reason)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -107,19 +106,3 @@ def backward_step(
         for index, (loss, count) in enumerate(zip(part_losses.mtp, mtp_counts, strict=True)):
             mtp_totals[index] += float(loss.detach()) / max(count, 1)
     return main_total, mtp_totals
-
-
-@torch.no_grad()
-def mtp_match_rates(model: MiMo, batch: Batch, mtp_layers: Sequence[int]) -> list[float]:
-    """Share of valid targets that each MTP layer's best guess hits, given the true text before."""
-    hidden = model.hidden(batch.ids, batch.positions)
-    rates = []
-    for layer in mtp_layers:
-        ids = shifted_within_document(batch.ids, batch.positions, 1 + layer, fill=0)
-        labels = batch.labels(2 + layer)
-        valid = labels != IGNORE
-        guess = model.lm_head(model.mtp_draft(layer, hidden, ids, batch.positions)[valid]).argmax(
-            -1
-        )
-        rates.append(float((guess == labels[valid]).float().mean()))
-    return rates

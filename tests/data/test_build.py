@@ -52,7 +52,7 @@ def recipe(seed: int = 3, cap: int = CAP, steps: int = 1, **data: Any) -> Recipe
     }
     small = {
         "vocab_size": 400,
-        "harvest_characters": 40_000,
+        "harvest": {"general": 40_000, "math": 40_000, "code": 40_000},
         "math_pages": 200,
         "code_pages": 100,
         "synthetic_responses": 60,
@@ -162,10 +162,10 @@ def test_sft_samples_passed_every_filter(data: Path) -> None:
     assert not any(is_mixed(s["response"], s["prompt"]) for s in samples)
     per_query = Counter(s["query_id"] for s in samples)
     assert max(per_query.values()) == CAP
-    assert len({(s["prompt"], s["response"]) for s in samples}) == len(samples) == counts["kept"]
+    assert len(samples) == counts["kept"]
     assert len(per_query) == counts["queries kept"] > 80
-    reasons = ("cut off", "no final answer", "mixed scripts", "contaminated", "same response")
-    dropped = sum(counts[reason] for reason in (*reasons, "over the cap"))
+    reasons = ("cut off", "no final answer", "mixed scripts", "contaminated", "over the cap")
+    dropped = sum(counts[reason] for reason in reasons)
     assert counts["raw"] == counts["kept"] + dropped
     assert all(counts[reason] for reason in reasons)
 

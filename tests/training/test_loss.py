@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openmimo.model.mimo import MiMo
 from openmimo.training.batch import IGNORE, Batch, Segment, batch_rows
-from openmimo.training.loss import backward_step, count_targets, losses, mtp_match_rates
+from openmimo.training.loss import backward_step, count_targets, losses
 
 LAYERS = (0, 1, 2)
 PAD = 279
@@ -173,22 +173,3 @@ def test_copies_do_not_move_the_trunk(model: MiMo, batch: Batch) -> None:
     assert not any(name.startswith("model.layers.") for name in gradients(model))
     losses(model, batch, (0,), main=False).mtp[0].backward()
     assert gradients(model)["model.layers.0.mlp.up_proj.weight"].any()
-
-
-def test_match_rates_by_hand(model: MiMo, batch: Batch) -> None:
-    adam = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(5):  # until some guesses are right and some are not
-        backward_step(model, batch, [0], 1.0, 10_000)
-        adam.step()
-        adam.zero_grad()
-    hidden = model.hidden(batch.ids, batch.positions)
-    hits, total = 0, 0
-    for row in range(3):
-        for t in range(17):
-            if batch.labels(2)[row, t] != IGNORE:
-                ids = torch.roll(batch.ids, -1, dims=1)
-                draft = model.mtp_draft(0, hidden, ids, batch.positions)[row, t]
-                hits += int(model.lm_head(draft).argmax() == batch.ids[row, t + 2])
-                total += 1
-    assert 0 < hits < total
-    assert mtp_match_rates(model, batch, [0]) == [pytest.approx(hits / total)]

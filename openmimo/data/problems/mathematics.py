@@ -31,6 +31,8 @@ class Sum:
         labels: how `written` writes each term.
         terms: what each one adds to the total.
         prompt: the question.
+        width: digits of a total in the working, so that every line is as long as the others and
+            the next term stands in the same place relative to it.
     """
 
     heading: str
@@ -38,16 +40,18 @@ class Sum:
     labels: Sequence[str]
     terms: Sequence[int]
     prompt: str
+    width: int = 2
 
     def working(self, teacher: Teacher, rng: random.Random) -> tuple[list[str], int]:
         """A line for each term, and the result; a slip makes one total wrong and is carried on."""
-        lines, total = [], 0
+        lines, total, before = [], 0, ""
         for label, term in zip(self.labels, self.terms, strict=True):
             total += term
             if rng.random() < teacher.slip:
                 total += rng.choice((-1, 1))
-            lines.append(f"{label}:{total}")
-        return lines, total
+            lines.append(f"{before}{label}:{total:0{self.width}d}")
+            before = label[-1]
+        return [*lines, f"{before}={total}"], total
 
     def respond(self, teacher: Teacher, rng: random.Random) -> str:
         """A response in MiMo's form; `<think>` is ordinary text."""
@@ -58,8 +62,16 @@ class Sum:
         return f"<think>\n{steps}\n</think>\n\\boxed{{{total}}}"
 
 
-def _chain(rng: random.Random, tier: Tier) -> Sum:
-    low, high = (3, 5) if tier == "train" else (6, 6)
+Sizes = tuple[int, int]
+"""Fewest and most terms of a sum."""
+
+CHAIN_SIZES: dict[Tier, Sizes] = {"train": (2, 5), "hard": (6, 7)}
+DIGITS_SIZES: dict[Tier, Sizes] = {"train": (2, 5), "hard": (6, 7)}
+DRILL_SIZES: Sizes = (2, 7)
+
+
+def _chain(rng: random.Random, sizes: Sizes) -> Sum:
+    low, high = sizes
     while True:
         entry = reasoning_gym.create_dataset(
             "chain_sum",
@@ -84,12 +96,12 @@ def _chain(rng: random.Random, tier: Tier) -> Sum:
     return Sum("Sums", written, labels, terms, entry["question"].replace(expression, written))
 
 
-def _digits(rng: random.Random, tier: Tier) -> list[int]:
-    return rng.sample(range(10), rng.randint(3, 5) if tier == "train" else rng.randint(6, 7))
+def _digits(rng: random.Random, sizes: Sizes) -> list[int]:
+    return rng.sample(range(10), rng.randint(*sizes))
 
 
-def _digit_sum(rng: random.Random, tier: Tier) -> Sum:
-    digits = _digits(rng, tier)
+def _digit_sum(rng: random.Random, sizes: Sizes) -> Sum:
+    digits = _digits(rng, sizes)
     labels = list(map(str, digits))
     written = "".join(labels)
     prompt = f"What is the sum of the digits of {written}?"
@@ -104,10 +116,10 @@ KINDS: dict[str, Callable[[int, int], bool]] = {
 }
 
 
-def _counting(rng: random.Random, tier: Tier) -> Sum:
-    kind, bound = rng.choice(list(KINDS)), rng.randint(3, 6)
+def _counting(rng: random.Random, sizes: Sizes) -> Sum:
+    kind, bound = rng.choice(list(KINDS)), 4
     wanted = f"{kind} {bound}" if kind in ("above", "below") else kind
-    return _count(_digits(rng, tier), kind, bound, wanted)
+    return _count(_digits(rng, sizes), kind, bound, wanted)
 
 
 def _count(digits: list[int], kind: str, bound: int, wanted: str) -> Sum:
@@ -115,7 +127,7 @@ def _count(digits: list[int], kind: str, bound: int, wanted: str) -> Sum:
     written = "".join(labels)
     hits = [int(KINDS[kind](digit, bound)) for digit in digits]
     prompt = f"How many digits of {written} are {wanted}?"
-    return Sum(f"Digits that are {wanted}", written, labels, hits, prompt)
+    return Sum(f"Digits that are {wanted}", written, labels, hits, prompt, width=1)
 
 
 def _problem(family: str, tier: Tier, sum_: Sum) -> Problem:
@@ -134,17 +146,17 @@ def chain_sum(rng: random.Random, tier: Tier) -> Problem:
 
     Only expressions with different digits and without negative totals are taken.
     """
-    return _problem("chain_sum", tier, _chain(rng, tier))
+    return _problem("chain_sum", tier, _chain(rng, CHAIN_SIZES[tier]))
 
 
 def digit_sum(rng: random.Random, tier: Tier) -> Problem:
     """The sum of a number's digits: 3 to 5 of them, 6 or 7 in the hard tier."""
-    return _problem("digit_sum", tier, _digit_sum(rng, tier))
+    return _problem("digit_sum", tier, _digit_sum(rng, DIGITS_SIZES[tier]))
 
 
 def counting(rng: random.Random, tier: Tier) -> Problem:
     """How many digits of a number are even, odd, above or below a bound; sizes as in digit_sum."""
-    return _problem("counting", tier, _counting(rng, tier))
+    return _problem("counting", tier, _counting(rng, DIGITS_SIZES[tier]))
 
 
 FAMILIES = (chain_sum, digit_sum, counting)
@@ -161,7 +173,7 @@ def worksheet(
     digit by digit, which a page of one question teaches slowly.
     """
     make = rng.choice((_chain, _digit_sum, _counting))
-    sheet = [make(rng, "train") for _ in range(drills)]
+    sheet = [make(rng, DRILL_SIZES) for _ in range(drills)]
     heading = sheet[0].heading
     same = [d for d in sheet if d.heading == heading and d.prompt not in exclude]
     blocks = ["\n".join([drill.written, *drill.working(teacher, rng)[0]]) for drill in same]
