@@ -4,6 +4,7 @@ import json
 import random
 import re
 from collections.abc import Callable
+from itertools import accumulate, pairwise
 from typing import Any
 
 import pytest
@@ -147,16 +148,41 @@ def test_every_hard_problem_is_larger_than_every_train_one(family: Callable[...,
     assert min(hard) > max(train)
 
 
+def check_working(written: str, terms: list[int], lines: list[str]) -> None:
+    """Each line has the term before, the term and the total so far; the last one the result."""
+    *steps, last = lines
+    labels = [step.split(":")[0] for step in steps]
+    # Without the term before, a line has what stands next in the problem.
+    own = [labels[0], *(label[1:] for label in labels[1:])]
+    assert "".join(own) == written, "the working goes through the problem in order"
+    assert all(a[-1] == b[0] for a, b in pairwise(labels))
+    totals = [step.split(":")[1] for step in steps]
+    assert list(map(int, totals)) == list(accumulate(terms))
+    assert len(set(map(len, totals))) == 1, "all lines are equally long"
+    assert last == f"{written[-1]}={sum(terms)}"
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_careful_working_is_right_line_by_line(tier: str) -> None:
+    for family in MATH:
+        for problem in drawn(family, tier):
+            lines = problem.respond(CAREFUL, random.Random(0)).splitlines()[1:-2]
+            written = re.search(r"(?:of|problem:) ([\d+-]+)", problem.prompt)[1]
+            terms = [int(term) for term in re.findall(r"[+-]?\d", written)]
+            if family is counting:
+                terms = [counting_answer(f"digits of {d} {problem.prompt.split(written)[1].strip()}")
+                         for d in written]  # fmt: skip
+            check_working(written, terms, lines)
+
+
 def test_a_worksheet_is_right_and_leaves_held_out_questions_out() -> None:
     sheets = [worksheet(CAREFUL, random.Random(seed)) for seed in range(60)]
     for heading, *drills in (sheet.split("\n\n") for sheet in sheets):
         for drill in drills:
             written, *lines = drill.splitlines()
-            labels = "".join(line.split(":")[0] for line in lines)
-            assert labels == written, "the working goes through the number in order"
-            total = int(lines[-1].split(":")[1])
             if heading.startswith("Sums"):
-                assert total == (eval(written) if heading == "Sums" else sum(map(int, written)))
+                terms = [int(term) for term in re.findall(r"[+-]?\d", written)]
+                check_working(written, terms, lines)
     number = next(s for s in sheets if s.startswith("Sums of digits")).split("\n")[2]
     seed = next(s for s in range(60) if number in sheets[s].split("\n"))
     question = f"What is the sum of the digits of {number}?"

@@ -1,13 +1,14 @@
 """Mathematics problems whose working moves in small steps, one lookup each.
 
 A tiny model learns running totals in minutes and never learns to add six numbers in one jump, so a
-response is either *worked* (a line for each term: the term and the total so far) or *direct* (the
-answer alone, as answer keys print it). Which of the two a model prefers is up to it; reinforcement
-learning finds out.
+response is either *worked* (a line for each term) or *direct* (the answer alone, as answer keys
+print it). Which of the two a model prefers is up to it; reinforcement learning finds out.
 
-The terms of one problem differ from each other, so "what comes after the term I just used" has one
-answer in the prompt, and digits stand without spaces, so that the token before a digit says
-something: both are what a model of this size needs to learn to copy at all.
+A line of the working repeats the term before, so that the next term follows what it follows in the
+problem, and then has the total so far: 9+6-2 is worked as 9:09, 9+6:15, 6-2:13, 2=13. The terms of
+one problem differ from each other, so that "what comes after this term" has one answer. Digits
+stand without spaces, so that the token before a digit says something, and all totals are equally
+wide. A model of this size needs all of this to learn to copy at all.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Sum:
     width: int = 2
 
     def working(self, teacher: Teacher, rng: random.Random) -> tuple[list[str], int]:
-        """A line for each term, and the result; a slip makes one total wrong and is carried on."""
+        """The lines, and the result; a slip makes one total wrong and is carried on."""
         lines, total, before = [], 0, ""
         for label, term in zip(self.labels, self.terms, strict=True):
             total += term
@@ -65,9 +66,9 @@ class Sum:
 Sizes = tuple[int, int]
 """Fewest and most terms of a sum."""
 
-CHAIN_SIZES: dict[Tier, Sizes] = {"train": (2, 5), "hard": (6, 7)}
-DIGITS_SIZES: dict[Tier, Sizes] = {"train": (2, 5), "hard": (6, 7)}
+SIZES: dict[Tier, Sizes] = {"train": (2, 5), "hard": (6, 7)}
 DRILL_SIZES: Sizes = (2, 7)
+"""Bare drills reach the lengths of the hard tier; no question that is trained on does."""
 
 
 def _chain(rng: random.Random, sizes: Sizes) -> Sum:
@@ -108,26 +109,22 @@ def _digit_sum(rng: random.Random, sizes: Sizes) -> Sum:
     return Sum("Sums of digits", written, labels, digits, prompt)
 
 
-KINDS: dict[str, Callable[[int, int], bool]] = {
-    "even": lambda digit, bound: digit % 2 == 0,
-    "odd": lambda digit, bound: digit % 2 == 1,
-    "above": lambda digit, bound: digit > bound,
-    "below": lambda digit, bound: digit < bound,
+KINDS: dict[str, Callable[[int], bool]] = {
+    "even": lambda digit: digit % 2 == 0,
+    "odd": lambda digit: digit % 2 == 1,
+    "above 4": lambda digit: digit > 4,
+    "below 4": lambda digit: digit < 4,
 }
 
 
 def _counting(rng: random.Random, sizes: Sizes) -> Sum:
-    kind, bound = rng.choice(list(KINDS)), 4
-    wanted = f"{kind} {bound}" if kind in ("above", "below") else kind
-    return _count(_digits(rng, sizes), kind, bound, wanted)
-
-
-def _count(digits: list[int], kind: str, bound: int, wanted: str) -> Sum:
+    kind = rng.choice(list(KINDS))
+    digits = _digits(rng, sizes)
     labels = list(map(str, digits))
     written = "".join(labels)
-    hits = [int(KINDS[kind](digit, bound)) for digit in digits]
-    prompt = f"How many digits of {written} are {wanted}?"
-    return Sum(f"Digits that are {wanted}", written, labels, hits, prompt, width=1)
+    hits = [int(KINDS[kind](digit)) for digit in digits]
+    prompt = f"How many digits of {written} are {kind}?"
+    return Sum(f"Digits that are {kind}", written, labels, hits, prompt, width=1)
 
 
 def _problem(family: str, tier: Tier, sum_: Sum) -> Problem:
@@ -142,21 +139,21 @@ def _problem(family: str, tier: Tier, sum_: Sum) -> Problem:
 
 
 def chain_sum(rng: random.Random, tier: Tier) -> Problem:
-    """reasoning-gym's chain_sum with one-digit terms: 3 to 5 of them, 6 in the hard tier.
+    """reasoning-gym's chain_sum with one-digit terms: 2 to 5 of them, 6 or 7 in the hard tier.
 
     Only expressions with different digits and without negative totals are taken.
     """
-    return _problem("chain_sum", tier, _chain(rng, CHAIN_SIZES[tier]))
+    return _problem("chain_sum", tier, _chain(rng, SIZES[tier]))
 
 
 def digit_sum(rng: random.Random, tier: Tier) -> Problem:
-    """The sum of a number's digits: 3 to 5 of them, 6 or 7 in the hard tier."""
-    return _problem("digit_sum", tier, _digit_sum(rng, DIGITS_SIZES[tier]))
+    """The sum of a number's digits: 2 to 5 of them, 6 or 7 in the hard tier."""
+    return _problem("digit_sum", tier, _digit_sum(rng, SIZES[tier]))
 
 
 def counting(rng: random.Random, tier: Tier) -> Problem:
-    """How many digits of a number are even, odd, above or below a bound; sizes as in digit_sum."""
-    return _problem("counting", tier, _counting(rng, DIGITS_SIZES[tier]))
+    """How many digits of a number are even, odd, above 4 or below 4; sizes as in digit_sum."""
+    return _problem("counting", tier, _counting(rng, SIZES[tier]))
 
 
 FAMILIES = (chain_sum, digit_sum, counting)
