@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,8 @@ def write_model(
     if extra:
         _save_tensors(extra, folder / EXTRA_WEIGHTS, dtype)
     _write_configs(model, folder, dtype, tokenizer)
+    for path in folder.glob("*.safetensors"):
+        shutil.copymode(folder / CONFIG, path)  # safetensors lets nobody but the owner read them
     for name in REMOTE_CODE:
         code = importlib.resources.files("openmimo.model.hf") / name
         (folder / name).write_text(code.read_text(encoding="utf-8"), encoding="utf-8")

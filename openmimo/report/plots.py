@@ -223,7 +223,7 @@ def _acceptance(ax: Axes, run: Run) -> None:
         places = [layer + (index + 0.5) * width - 0.4 for layer in range(len(record.acceptance))]
         bars = ax.bar(places, record.acceptance, width * 0.6, color=COLOURS[name],
                       label=VARIANTS[name])  # fmt: skip
-        ax.bar_label(bars, [f"{100 * value:.0f} %" for value in record.acceptance], padding=2)
+        ax.bar_label(bars, [f"{100 * value:.0f}" for value in record.acceptance], padding=2)
     ax.set_xticks(range(layers), [f"layer {layer}" for layer in range(layers)])
     ax.set_ylim(0, 1.1)
     ax.grid(visible=False, axis="x")

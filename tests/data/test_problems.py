@@ -170,8 +170,8 @@ def test_careful_working_is_right_line_by_line(tier: str) -> None:
             written = re.search(r"(?:of|problem:) ([\d+-]+)", problem.prompt)[1]
             terms = [int(term) for term in re.findall(r"[+-]?\d", written)]
             if family is counting:
-                terms = [counting_answer(f"digits of {d} {problem.prompt.split(written)[1].strip()}")
-                         for d in written]  # fmt: skip
+                rest = problem.prompt.split(written)[1]
+                terms = [counting_answer(f"digits of {digit}{rest}") for digit in written]
             check_working(written, terms, lines)
 
 

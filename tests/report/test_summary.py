@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 
 from openmimo.report.load import Score, load_run
 from openmimo.report.plots import _binned
-from openmimo.report.summary import judge_claim, rl_ends, series, split_stages, training_phases
+from openmimo.report.summary import (
+    judge_best,
+    judge_claim,
+    rl_ends,
+    series,
+    split_stages,
+    training_phases,
+)
 from openmimo.report.tables import number
 
 
@@ -40,6 +47,22 @@ def test_a_claim_without_its_variants_is_not_judged() -> None:
     claim = judge_claim(("base", "rl_zero"), scores(base=0.4))
     assert claim["held"] is None
     assert "RL-Zero" in claim["text"]
+
+
+@pytest.mark.parametrize(
+    ("rl", "held", "words"),
+    [
+        (0.60, True, "RL − RL-Zero, the best of the others, = +10.0 points, intervals apart"),
+        (0.51, True, "= +1.0 points, intervals overlap"),
+        (0.50, False, "= +0.0 points"),
+        (0.45, False, "= -5.0 points, intervals apart"),
+    ],
+)
+def test_the_best_is_ahead_of_every_other(rl: float, held: bool, words: str) -> None:
+    claim = judge_best(scores(base=0.3, sft=0.4, rl_zero=0.5, rl=rl))
+    assert claim["held"] is held
+    assert words in claim["text"]
+    assert judge_best(scores(base=0.3, rl=rl))["held"] is None
 
 
 def test_phases_show_the_change_of_stage_3(run: Path) -> None:
