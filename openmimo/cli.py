@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ class StageVerb:
     """Has ``run(recipe, run, **arguments)``."""
     sections: tuple[str, ...]
     """The parts of the recipe that it reads, for its --help."""
+    after: tuple[str, ...] = ()
+    """The verbs whose results it reads."""
     arguments: tuple[tuple[str, Any], ...] = ()
 
 
@@ -33,21 +36,46 @@ class StageVerb:
 STAGES = {
     "data": StageVerb("build corpus, tokenizer and problems", "openmimo.data.build", ("data",)),
     "pretrain": StageVerb(
-        "pre-train Base in three stages", "openmimo.training.pretrain", ("model", "pretrain")
+        "pre-train Base in three stages",
+        "openmimo.training.pretrain",
+        ("model", "pretrain"),
+        after=("data",),
     ),
     "mtp-heads": StageVerb(
-        "copy Base's MTP layer and tune the copies", "openmimo.training.mtp_heads", ("mtp_heads",)
+        "copy Base's MTP layer and tune the copies",
+        "openmimo.training.mtp_heads",
+        ("mtp_heads",),
+        after=("pretrain",),
     ),
-    "sft": StageVerb("fine-tune Base into SFT", "openmimo.training.sft", ("sft",)),
+    "sft": StageVerb(
+        "fine-tune Base into SFT", "openmimo.training.sft", ("sft",), after=("mtp-heads",)
+    ),
     "difficulty": StageVerb(
-        "measure how hard each test of the RL problems is", "openmimo.rl.difficulty", ("rl",)
+        "measure how hard each test of the RL problems is",
+        "openmimo.rl.difficulty",
+        ("rl",),
+        after=("mtp-heads", "sft"),
     ),
     "rl-zero": StageVerb(
-        "train RL-Zero from Base", "openmimo.rl.train", ("rl",), (("variant", "rl_zero"),)
+        "train RL-Zero from Base",
+        "openmimo.rl.train",
+        ("rl",),
+        after=("difficulty",),
+        arguments=(("variant", "rl_zero"),),
     ),
-    "rl": StageVerb("train RL from SFT", "openmimo.rl.train", ("rl",), (("variant", "rl"),)),
-    "eval": StageVerb("score the four variants", "openmimo.evals.run", ("eval",)),
-    "export": StageVerb("write the four release folders", "openmimo.release", ("export",)),
+    "rl": StageVerb(
+        "train RL from SFT",
+        "openmimo.rl.train",
+        ("rl",),
+        after=("difficulty",),
+        arguments=(("variant", "rl"),),
+    ),
+    "eval": StageVerb(
+        "score the four variants", "openmimo.evals.run", ("eval",), after=("rl-zero", "rl")
+    ),
+    "export": StageVerb(
+        "write the four release folders", "openmimo.release", ("export",), after=("eval",)
+    ),
 }
 
 DESCRIPTION = "Train, evaluate and use a MiMo: an open implementation of the MiMo-7B recipe."
@@ -56,9 +84,15 @@ OVERRIDES = "Any setting may follow, as `rl.learning_rate=1e-4` or `--rl.learnin
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; the exit code is 0, 2 for a mistake of the user's, 130 for Ctrl-C."""
+    """Run the command; the exit code is 0, 2 for a mistake of the user's, 130 for Ctrl-C,
+    141 if the reader of its output has left."""
     try:
         run_verb(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has left, as `head` does: that is no fault to report.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("mimo: stopped; the same command goes on from here", file=sys.stderr)
         return 130
@@ -164,19 +198,55 @@ def train(options: argparse.Namespace, overrides: list[str]) -> None:
     from openmimo.runs import Run, atomic_write
 
     folder, recipe = load_recipe(options, overrides)
-    names = list(STAGES) if options.verb == "speedrun" else [options.verb]
+    whole = options.verb == "speedrun"
+    if whole and options.force:
+        raise UserError("speedrun takes no --force: name another --out, or force one stage")
+    if not folder.exists() and not whole and STAGES[options.verb].after:
+        raise UserError(f"no run {folder}: begin with `mimo data` or `mimo speedrun`")
     began = time.monotonic()
     with Run(folder) as run:
+        if not whole:
+            check_stages_before(options.verb, recipe, run)
         atomic_write(run.dir / "config.toml", to_toml(recipe))
-        for name in names:
-            if options.force:
-                run.set_aside(name.replace("-", "_"), "of --force")
+        if options.force:
+            # Its settings are the same, so nothing else would tell later stages that they are old.
+            for name in (name for name in STAGES if options.verb in (name, *stages_before(name))):
+                run.set_aside(name.replace("-", "_"), f"of --force {options.verb}")
+        for name in STAGES if whole else [options.verb]:
             run_stage(name, recipe, run)
-    if options.verb == "speedrun":
+    if whole:
         from openmimo.report import render_report
 
         print(f"report: {render_report(run.dir).html}")
         print(f"speedrun: {time.monotonic() - began:.0f} s")
+
+
+def stages_before(name: str) -> set[str]:
+    """Every stage that `name` depends on."""
+    direct = STAGES[name].after
+    return {*direct, *(earlier for stage in direct for earlier in stages_before(stage))}
+
+
+def check_stages_before(name: str, recipe: Recipe, run: Run) -> None:
+    """Raise UserError if a finished stage before this one was made with other settings.
+
+    Else the run's config.toml would show settings that nothing was made with.
+    """
+    from openmimo.config.load import load_config
+    from openmimo.config.schema import Recipe
+
+    saved = run.dir / "config.toml"
+    if not saved.is_file():
+        return
+    then, now = (each.model_dump() for each in (load_config(Recipe, str(saved)), recipe))
+    for stage in (stage for stage in STAGES if stage in stages_before(name)):
+        read = {*STAGES[stage].sections, "seed"} - {*STAGES[name].sections}
+        changed = sorted(section for section in read if then[section] != now[section])
+        if changed and run.done(stage.replace("-", "_")):
+            raise UserError(
+                f"the {stage} stage of {run.dir} was made with other settings ({changed[0]}): "
+                f"leave them as they are, redo all with `mimo speedrun`, or name another --out"
+            )
 
 
 def load_recipe(options: argparse.Namespace, overrides: list[str]) -> tuple[Path, Recipe]:
@@ -184,6 +254,8 @@ def load_recipe(options: argparse.Namespace, overrides: list[str]) -> tuple[Path
     from openmimo.config.load import load_config
     from openmimo.config.schema import Recipe
 
+    if options.recipe == "":
+        raise UserError("--recipe is empty: name a preset or a TOML file")
     name = options.recipe or "nano"
     if options.smoke:
         if name.endswith(".toml"):

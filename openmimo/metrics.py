@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from openmimo.errors import UserError
+
 
 class MetricsWriter:
     """Appends one JSON line a step to ``path``.
@@ -67,7 +69,13 @@ def _whole_lines(path: Path) -> list[bytes]:
 def _lines_up_to(path: Path, step: int) -> list[bytes]:
     if not path.exists():
         return []
-    return [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
+    try:
+        return [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}): remove {path.parent} and repeat the command, which does "
+            "this stage again"
+        ) from error
 
 
 def _replace_lines(path: Path, lines: list[bytes]) -> None:

@@ -16,6 +16,8 @@ from openmimo.errors import UserError
 from openmimo.metrics import read_metrics
 from openmimo.model.mimo import MiMo
 
+REDO = "repeat the stage that wrote it, with --force"
+
 TITLES = {"base": "Base", "rl_zero": "RL-Zero", "sft": "SFT", "rl": "RL"}
 
 # The stages behind each variant, in order.
@@ -62,8 +64,7 @@ def model_card(run: Path, variant: str, model: MiMo, dtype: str) -> str:
         return _template().render(values)
     except jinja2.UndefinedError as error:
         raise UserError(
-            f"a file in {run / 'stages'} lacks a number of the {title} card ({error}): "
-            "repeat the stage that wrote it"
+            f"a file in {run / 'stages'} lacks a number of the {title} card ({error}): {REDO}"
         ) from error
 
 
@@ -110,7 +111,7 @@ def _read_metrics(run: Path, stage: str) -> list[dict[str, Any]]:
     try:
         return read_metrics(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}): repeat the stage that wrote it") from error
+        raise UserError(f"{path} is damaged ({error}): {REDO}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}): repeat the stage that wrote it") from error
+        raise UserError(f"{path} is damaged ({error}): {REDO}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} must hold one JSON object: repeat the stage that wrote it")
+        raise UserError(f"{path} must hold one JSON object: {REDO}")
     return content

@@ -82,8 +82,9 @@ class Run:
         A folder made with other settings is moved to ``<name>.old``, with a line that says so.
         """
         stage = Stage(self.dir / "stages" / name, config_hash)
-        stale = stage.dir.exists() and stage.hash_on_disk() != config_hash
-        if stale:
+        # An empty folder is what a kill left between making it and its first file.
+        used = stage.dir.exists() and any(stage.dir.iterdir())
+        if used and stage.hash_on_disk() != config_hash:
             self.set_aside(name, "its settings, or those of a stage before it, have changed")
         stage.dir.mkdir(parents=True, exist_ok=True)
         if not stage.is_done():
@@ -98,7 +99,7 @@ class Run:
     def require(self, name: str) -> str:
         """The config hash of an earlier stage; raises `UserError` if that one is not finished."""
         done = self.done(name)
-        if done is None:
+        if done is None or "config_hash" not in done:
             verb = name.replace("_", "-")
             raise UserError(
                 f"the {name} stage of {self.dir} is not finished: run `mimo {verb}` on it first"
@@ -110,8 +111,11 @@ class Run:
         folder = self.dir / "stages" / name
         if folder.exists():
             old = folder.with_name(f"{name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
+            if (old / "done.json").exists() and not (folder / "done.json").exists():
+                shutil.rmtree(folder)  # a finished result is worth more than what was half done
+            else:
+                shutil.rmtree(old, ignore_errors=True)
+                folder.rename(old)
             print(f"{name}: starting over, because {reason}; the last one is kept in {old}")
 
 
@@ -126,8 +130,10 @@ class Stage:
         self._started = time.monotonic()
 
     def is_done(self) -> bool:
-        """Whether this stage finished with the same settings."""
-        return _read_json(self.dir / "done.json").get("config_hash") == self.config_hash
+        """Whether this stage finished with the same settings, and its files are still there."""
+        done = _read_json(self.dir / "done.json")
+        here = all((self.dir / name).exists() for name in done.get("holds", ()))
+        return here and done.get("config_hash") == self.config_hash
 
     def hash_on_disk(self) -> str | None:
         """The settings that the folder's contents were made with."""
@@ -149,7 +155,8 @@ class Stage:
         """Mark the stage as done. ``seconds`` add up over resumes, ``peak_memory_gb`` is the
         largest; ``info`` is kept beside them."""
         finished = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        record = {**info, **self._usage(), "finished": finished}
+        holds = sorted(path.name for path in self.dir.iterdir() if path.name != "checkpoints")
+        record = {**info, **self._usage(), "finished": finished, "holds": holds}
         atomic_write(self.dir / "done.json", _to_json(record))
 
     def _usage(self) -> dict[str, Any]:
@@ -203,9 +210,8 @@ class Interrupt:
 
 
 def peak_memory_gb() -> float:
-    """Largest resident memory of this process plus that of its largest finished child, in 1e9 B.
-
-    The two peaks need not have been at the same time, so this is an upper bound.
+    """Largest resident memory of this process so far plus that of its largest finished child, in
+    1e9 B. The two peaks need not have been at the same time; children that still run are left out.
     """
     unit = 1 if sys.platform == "darwin" else 1024
     users = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)

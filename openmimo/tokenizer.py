@@ -111,7 +111,8 @@ class Tokenizer:
         """Write ``tokenizer.json`` and the ``tokenizer_config.json`` that transformers reads."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._backend.save(str(folder / "tokenizer.json"))
+        # Not with the library's save(): what it raises on a full disk says neither why nor where.
+        (folder / "tokenizer.json").write_text(self._backend.to_str(pretty=True), encoding="utf-8")
         config = {
             # The plain fast class, because it takes tokenizer.json as it is.
             "tokenizer_class": "PreTrainedTokenizerFast",

@@ -15,6 +15,9 @@ import pytest
 from safetensors.torch import load_file
 
 from openmimo import cli
+from openmimo.config.base import to_toml
+from openmimo.config.load import load_config
+from openmimo.config.schema import Recipe
 from openmimo.runs import Run
 
 MIMO = [sys.executable, "-m", "openmimo.cli"]
@@ -69,7 +72,9 @@ def test_the_installed_command_is_the_same(tmp_path: Path) -> None:
         ("rl --recipe x.toml --smoke", "--smoke goes with a preset"),
         ("rl --out .", "holds other files and is no run folder"),
         ("rl --out file", "cannot use file as a run folder"),
-        ("sft --out new", "is not finished: run `mimo"),
+        ("sft --out new", "no run new: begin with `mimo data` or `mimo speedrun`"),
+        ("sft --recipe=", "--recipe is empty"),
+        ("data --seed -1", "seed is -1 (command line): expected"),
         ("report nowhere", "nowhere"),
         ("report", "the following arguments are required: RUN"),
         ("report nowhere --x 1", "mimo report takes no '--x'"),
@@ -175,3 +180,46 @@ def test_ctrl_c_ends_with_130_after_the_step(
     assert cli.main(["data", "--out", str(tmp_path / "run")]) == 130
     assert saved == [True]
     assert "the same command goes on" in capsys.readouterr().err
+
+
+def finished(folder: Path, *stages: str) -> Run:
+    """A run of nano in which these stages are done."""
+    run = Run(folder)
+    recipe = load_config(Recipe, "nano")
+    (run.dir / "config.toml").write_text(to_toml(recipe))
+    for stage in stages:
+        run.stage(stage, "hash").finish()
+    return run
+
+
+def test_a_verb_refuses_settings_that_an_earlier_stage_was_not_made_with(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run", "data", "pretrain")
+    config = (run.dir / "config.toml").read_text()
+    for words in ("model.hidden_size=64", "--seed 3", "data.rl_problems=7"):
+        result = mimo("mtp-heads", "--out", "run", *words.split(), folder=tmp_path)
+        assert_one_line(result, "was made with other settings")
+        assert (run.dir / "config.toml").read_text() == config
+    recipe = load_config(Recipe, str(run.dir / "config.toml"), ["sft.steps=3", "rl.steps=2"])
+    cli.check_stages_before("mtp-heads", recipe, run)  # nothing was made with these
+
+
+def test_force_sets_aside_what_depends_on_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [name.replace("-", "_") for name in cli.STAGES]
+    run = finished(tmp_path / "run", *names)
+    monkeypatch.setattr(cli, "run_stage", lambda *_: None)
+    assert cli.main(["rl", "--out", str(run.dir), "--force"]) == 0
+    left = [name for name in names if (run.dir / "stages" / name).is_dir()]
+    assert left == ["data", "pretrain", "mtp_heads", "sft", "difficulty", "rl_zero"]
+    assert cli.main(["speedrun", "--out", str(run.dir), "--force"]) == 2
+    assert "speedrun takes no --force" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m openmimo.cli rl --help | head -1; echo ${{PIPESTATUS[0]}}"
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert result.stderr == ""
+    assert result.stdout.splitlines()[-1] in ("0", "141")  # 0: it was done before head left

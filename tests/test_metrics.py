@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openmimo.errors import UserError
 from openmimo.metrics import MetricsWriter, read_metrics
 
 
@@ -104,3 +105,12 @@ def test_kill_while_writing_then_resume(tmp_path: Path) -> None:
     assert written == list(range(1, len(written) + 1))
     MetricsWriter(path, resume_step=10).close()
     assert steps(path) == list(range(1, 11))
+
+
+def test_resuming_a_damaged_file_says_what_to_remove(tmp_path: Path) -> None:
+    path = tmp_path / "sft" / "m.jsonl"
+    path.parent.mkdir()
+    for damage in ('{"step": 1}\nnonsense\n', '{"steps": 1}\n', "[]\n", '{"step": null}\n'):
+        path.write_text(damage)
+        with pytest.raises(UserError, match=r"m.jsonl is damaged .*: remove .*sft and repeat"):
+            MetricsWriter(path, resume_step=1)

@@ -219,3 +219,37 @@ def test_space_is_checked_before_it_is_needed(tmp_path: Path) -> None:
     require_space(tmp_path, 1)
     with pytest.raises(UserError, match=r"1000000000\.0 GB needed, \d+\.\d GB free"):
         require_space(tmp_path, 10**18)
+
+
+def test_a_finished_stage_without_its_files_is_done_again(tmp_path: Path) -> None:
+    with Run(tmp_path / "run") as run:
+        stage = run.stage("sft", "aaaa")
+        (stage.dir / "model").mkdir()
+        (stage.dir / "checkpoints").mkdir()
+        stage.finish()
+        (stage.dir / "checkpoints").rmdir()  # may go: nothing after the stage reads them
+        assert run.stage("sft", "aaaa").is_done()
+        (stage.dir / "model").rmdir()
+        assert not run.stage("sft", "aaaa").is_done()
+
+
+def test_a_kill_before_the_first_file_does_not_cost_the_folder_set_aside(tmp_path: Path) -> None:
+    with Run(tmp_path / "run") as run:
+        (run.stage("sft", "aaaa").dir / "weights").write_text("precious")
+        run.stage("sft", "bbbb")
+        for path in (run.dir / "stages" / "sft").iterdir():
+            path.unlink()  # what a kill leaves between making the folder and its first file
+        run.stage("sft", "bbbb")
+    assert (run.dir / "stages" / "sft.old" / "weights").read_text() == "precious"
+
+
+def test_a_finished_folder_set_aside_outlives_an_unfinished_one(tmp_path: Path) -> None:
+    """--force, Ctrl-C, --force again: the finished model must not be gone."""
+    with Run(tmp_path / "run") as run:
+        stage = run.stage("sft", "aaaa")
+        (stage.dir / "weights").write_text("finished")
+        stage.finish()
+        run.set_aside("sft", "of --force")
+        (run.stage("sft", "aaaa").dir / "weights").write_text("half")
+        run.set_aside("sft", "of --force")
+    assert (run.dir / "stages" / "sft.old" / "weights").read_text() == "finished"

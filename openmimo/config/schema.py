@@ -6,7 +6,8 @@ are marked *assumed*, with the reason.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -57,6 +58,12 @@ class ModelConfig(Config):
         return self
 
 
+def check_shares(mixture: Mapping[Any, float]) -> None:
+    """Raise ValueError unless the shares are at least 0 and sum to 1."""
+    if not mixture or abs(sum(mixture.values()) - 1) > 1e-6 or min(mixture.values()) < 0:
+        raise ValueError("the shares of mixture must be at least 0 and sum to 1")
+
+
 class ScheduleRow(Config):
     """One row of the pre-training table. Tokens are the only axis (report, section 2.3)."""
 
@@ -83,8 +90,7 @@ class ScheduleRow(Config):
     def _check_row(self) -> ScheduleRow:
         if min(self.batch) < 1:
             raise ValueError("batch must be at least 1 sequence")
-        if abs(sum(self.mixture.values()) - 1) > 1e-6 or min(self.mixture.values()) < 0:
-            raise ValueError("the shares of mixture must be positive and sum to 1")
+        check_shares(self.mixture)
         return self
 
 
@@ -157,7 +163,7 @@ class DataConfig(Config):
 class PretrainConfig(Config):
     """The three stages of pre-training (report, section 2.3)."""
 
-    schedule: tuple[ScheduleRow, ...]
+    schedule: tuple[ScheduleRow, ...] = Field(min_length=1)
     """The table in tokens: learning rate, batch, length, RoPE base, MTP weight, mixture."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW's settings."""
@@ -165,6 +171,13 @@ class PretrainConfig(Config):
     """Tokens in one forward and backward pass; does not change the result."""
     checkpoint_every: int = Field(default=200, gt=0)
     """Steps between checkpoints."""
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> PretrainConfig:
+        ends = [row.until for row in self.schedule]
+        if ends != sorted(set(ends)):
+            raise ValueError(f"schedule: `until` must rise from row to row, got {ends}")
+        return self
 
 
 class TuneConfig(Config):
@@ -194,7 +207,12 @@ class MTPHeadsConfig(TuneConfig):
     layers: int = Field(default=3, ge=2)
     """MTP layers after this stage, the pre-trained one counted (report, Figure 2: three)."""
     mixture: dict[Literal["general", "math", "code", "synthetic"], float]
-    """Shares of the sources, by tokens."""
+    """Shares of the sources, by tokens; they sum to 1."""
+
+    @model_validator(mode="after")
+    def _check_mixture(self) -> MTPHeadsConfig:
+        check_shares(self.mixture)
+        return self
 
 
 class SFTConfig(TuneConfig):
@@ -228,7 +246,7 @@ class RLConfig(Config):
     loss_agg: Literal["prompt_token_mean", "batch_token_mean"] = "prompt_token_mean"
     """Mean over the tokens of one prompt's group (report, Eq. 1), or of the update (verl)."""
     max_new_tokens: int = Field(default=32_768, gt=0)
-    """Longest response."""
+    """Longest response; cut where prompt and response fill the model's context."""
     temperature: Literal[1.0] = 1.0  # type: ignore[valid-type]
     """Sampling temperature of rollouts; anything else would bias the ratio."""
     top_p: Literal[1.0] = 1.0  # type: ignore[valid-type]
@@ -247,9 +265,9 @@ class RLConfig(Config):
     """Most prompts tried in one step; a step that ends short of prompts is counted."""
     max_short_steps: int = Field(default=10, gt=0)
     """Short steps in a row after which the data is declared too easy or too hard."""
-    domains: tuple[Literal["math", "code"], ...] = ("math", "code")
+    domains: tuple[Literal["math", "code"], ...] = Field(default=("math", "code"), min_length=1)
     """Problems trained on."""
-    tiers: tuple[Literal["train", "hard"], ...] = ("train",)
+    tiers: tuple[Literal["train", "hard"], ...] = Field(default=("train",), min_length=1)
     """Tiers trained on; the hard tier is for evaluation unless an experiment says otherwise."""
     slots: int = Field(default=256, gt=0)
     """Sequences decoded at once."""
@@ -269,6 +287,8 @@ class RLConfig(Config):
             raise ValueError("prompts_per_step must be a multiple of prompts_per_update")
         if self.max_prompts < self.prompts_per_step:
             raise ValueError("max_prompts must be at least prompts_per_step")
+        if self.slots < self.group_size:
+            raise ValueError("slots must be at least group_size: a group is decoded together")
         return self
 
 
@@ -301,7 +321,7 @@ class Recipe(Config):
 
     name: str
     """What the run's reports call it."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Seeds data order, initial weights, sampling and problems."""
     model: ModelConfig
     """The architecture."""
@@ -329,4 +349,13 @@ class Recipe(Config):
             )
         if self.data.vocab_size > self.model.vocab_size:
             raise ValueError("data.vocab_size must not exceed model.vocab_size")
+        context = self.model.max_position_embeddings
+        rows = enumerate(self.pretrain.schedule)
+        lengths = {f"pretrain.schedule.{index}": row.length for index, row in rows}
+        lengths |= {"mtp_heads": self.mtp_heads.length, "sft": self.sft.length}
+        for part, length in lengths.items():
+            if length > context:
+                raise ValueError(
+                    f"{part}.length is {length}, more than model.max_position_embeddings, {context}"
+                )
         return self

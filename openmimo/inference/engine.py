@@ -30,8 +30,8 @@ class Decoder(Protocol):
     model: MiMo
     spare: int
     """Positions past max_length that a step may touch."""
-    drafts_accepted: list[int]
-    """For each draft, how many (row, step) pairs accepted it."""
+    drafts: int
+    """Tokens drafted in a step; 0 where nothing is drafted."""
 
     def allocate(self, slots: int, max_length: int, used_vocab: int) -> None:
         """Make caches of `slots` rows and max_length + spare entries."""
@@ -52,7 +52,7 @@ class PlainDecoder:
     def __init__(self, model: MiMo) -> None:
         self.model = model
         self.spare = 0
-        self.drafts_accepted: list[int] = []
+        self.drafts = 0
 
     def allocate(self, slots: int, max_length: int, used_vocab: int) -> None:
         """Make the cache of `slots` rows and `max_length` entries."""
@@ -116,7 +116,7 @@ class Engine:
             self._rows = Rows(slots, max_length, decoder.spare, device)
         self._waiting: deque[QueuedRequest] = deque()
         self._in_flight: set[RequestId] = set()
-        self._stats = EngineStats(slots)
+        self._stats = EngineStats(slots, drafts_accepted=[0] * decoder.drafts)
 
     def submit(self, requests: Iterable[Request]) -> None:
         """Queue requests, first in first out; all or none.
@@ -159,10 +159,15 @@ class Engine:
         if not rows.count:
             return []
         active = rows.count
-        finished, added = rows.append(self._decoder.decode(rows))
+        emitted = self._decoder.decode(rows)
+        finished, kept = rows.append(emitted)
         self._stats.steps += 1
         self._stats.row_steps += active
-        self._stats.generated_tokens += added
+        self._stats.generated_tokens += int(kept.sum())
+        # Drafts accepted beyond the end of an answer are thrown away: they do not count.
+        used = torch.minimum(kept, emitted.counts - 1)
+        for draft in range(self._decoder.drafts):
+            self._stats.drafts_accepted[draft] += int((used > draft).sum())
         return self._retire(finished)
 
     @torch.inference_mode()
@@ -201,7 +206,7 @@ class Engine:
             self._stats,
             waiting=len(self._waiting),
             active=self._rows.count,
-            drafts_accepted=list(self._decoder.drafts_accepted),
+            drafts_accepted=list(self._stats.drafts_accepted),
         )
 
     def generated(self, request_id: RequestId) -> list[int]:

@@ -74,7 +74,8 @@ class EngineStats:
 
     A decode step is one trunk forward over all active rows; `row_steps` adds up those rows, so
     `tokens_per_forward` compares engines with and without drafts.
-    drafts_accepted[i]: draft steps (of one row) in which draft i was accepted.
+    drafts_accepted[i]: draft steps (of one row) in which draft i was accepted and became part of
+        the answer; what was accepted beyond its end is not counted.
     """
 
     slots: int

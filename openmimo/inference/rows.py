@@ -111,11 +111,11 @@ class Rows:
         padded = [[*ids, *[_NO_STOP] * (width - len(ids))] for ids in stops]
         self._stops[new] = torch.tensor(padded, device=self._stops.device)
 
-    def append(self, emitted: Emitted) -> tuple[list[int], int]:
+    def append(self, emitted: Emitted) -> tuple[list[int], Tensor]:
         """Add tokens to all active rows, each cut after a stop token or at its limit.
 
         Returns:
-            the rows that are finished now, ascending, and the number of tokens added in all.
+            the rows that are finished now, ascending, and the tokens added to each, int64 [n].
         """
         n, width = emitted.tokens.shape
         known = self.known[:n]
@@ -131,7 +131,7 @@ class Rows:
         kept = torch.where(stopped, stops.int().argmax(dim=1) + 1, allowed)
         known += kept
         finished = (stopped | (known == self._limit[:n])).nonzero()[:, 0]
-        return finished.tolist(), int(kept.sum())
+        return finished.tolist(), kept
 
     def completion(self, row: int, aborted: bool = False) -> Completion:
         """What row `row` has generated so far."""

@@ -92,7 +92,6 @@ class SpeculativeDecoder:
         self.drafts = drafts
         # A window of 2k entries that starts at 0 reads tokens up to 3k - 1.
         self.spare = 3 * drafts
-        self.drafts_accepted = [0] * drafts
 
     def allocate(self, slots: int, max_length: int, used_vocab: int) -> None:
         """Make the caches of trunk and MTP layers, and the store of hidden states."""
@@ -132,8 +131,6 @@ class SpeculativeDecoder:
         target = sampled_from(probabilities, settings)
         tokens, accepted = accept_drafts(target, draft, drafted, settings, known)
 
-        for index, count in enumerate(accepted.sum(dim=0).tolist()):
-            self.drafts_accepted[index] += count
         log_probs = probabilities.gather(-1, tokens[..., None])[..., 0].log()
         return Emitted(tokens, log_probs, accepted.sum(dim=1) + 1)
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from openmimo.errors import UserError
 from openmimo.metrics import read_metrics
 
+REDO = "repeat the stage that wrote it, with --force"
 STAGES = ("data", "pretrain", "mtp_heads", "sft", "difficulty", "rl_zero", "rl", "eval", "export")
 """In the order in which a run does them."""
 
@@ -166,10 +167,10 @@ def _parse(path: Path, kind: type[RecordT]) -> RecordT | None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "top level"
-        message = f"{path}: {where}: {first['msg']}: repeat the stage that wrote it"
+        message = f"{path}: {where}: {first['msg']}: {REDO}"
         raise UserError(message) from error
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): repeat the stage that wrote it") from error
+        raise UserError(f"{path} is not JSON ({error}): {REDO}") from error
 
 
 def _refuse(constant: str) -> None:
@@ -182,14 +183,16 @@ def _text(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path} ({error}): repeat the stage that wrote it") from error
+        raise UserError(f"cannot read {path} ({error}): {REDO}") from error
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
     try:
         rows = read_metrics(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is corrupt ({error}): repeat the stage that wrote it") from error
+        raise UserError(f"{path} is corrupt ({error}): {REDO}") from error
     if not all(isinstance(row, dict) and isinstance(row.get("step"), int) for row in rows):
-        raise UserError(f'{path} has a line that is no {{"step": ...}} record: repeat the stage')
+        raise UserError(
+            f'{path} has a line that is no {{"step": ...}} record: repeat the stage, with --force'
+        )
     return rows

@@ -169,7 +169,7 @@ def _stages(summary: Summary) -> Table:
     ]
     if rows:
         rows.append(["all", number(summary["seconds"]), number(summary["peak_memory_gb"])])
-    return Table(["stage", "wall time (s)", "peak memory (GB)"], rows)
+    return Table(["stage", "wall time (s)", "peak memory so far (GB)"], rows)
 
 
 def _evaluated(summary: Summary) -> list[tuple[str, dict[str, Any]]]:

@@ -31,6 +31,11 @@ _SPACING = re.compile(
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _FRACTION = re.compile(r"(-?)\\frac\{(-?\d+)\}\{(\d+)\}|(-?)\\frac(\d)(\d)")
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d+)?|\.\d+)(?:/\d+)?")
+# A sum, difference or product that is left to do; not 1.5 \times 10^3, which is a numeral.
+_OPERATION = re.compile(
+    r"[\d)}\]]\s*(?:[+*-]|\\(?:cdot|times|div)(?![a-zA-Z]|\s*10\s*\^))\s*[\d({\\.]"
+    r"|\\(?:int|sum|prod)(?![a-zA-Z])"
+)
 _TOWER = re.compile(r"(\d+)\}?\)?\^[{(]*(\d+)\}?\)?\^[{(]*(\d+)")
 _SYMBOLIC_TOWER = re.compile(r"\^[{(]*[^{}()^]*[a-zA-Z][^{}()^]*\^")
 _POWER = re.compile(r"(\d+)\}?\)?\^[{(]*(\d+)")
@@ -117,6 +122,9 @@ def quick_result(gold: str, answer: str) -> RewardResult | None:
     # Unequal decimals stay open: Math-Verify rounds (0.333333 and 1/3).
     if first is not None and second is not None and first.denominator == second.denominator == 1:
         return RewardResult(0.0, Status.WRONG, "another integer")
+    if first is not None and _OPERATION.search(right):
+        # Math-Verify would work it out, and the question copied into the box would be an answer.
+        return RewardResult(0.0, Status.WRONG, "an operation instead of its result")
     if len(answer) > max(MAX_ANSWER_CHARS, 2 * len(gold)):
         return RewardResult(0.0, Status.WRONG, f"an answer of {len(answer)} characters")
     if too_costly(right) and not too_costly(left):

@@ -54,7 +54,8 @@ def run(recipe: Recipe, run: Run) -> None:
         folder = run.dir / "stages" / solver / "model"
         for problem_id, passed in _solve(recipe, run, folder, code, tokenizer):
             vectors[problem_id].append(passed)
-        solved = sum(all(v) for vs in vectors.values() for v in vs)
+        # Without a program there are no outcomes, and all(()) is true.
+        solved = sum(bool(v) and all(v) for vs in vectors.values() for v in vs)
         print(f"difficulty: {solver} and those before solved {solved} of "
               f"{sum(map(len, vectors.values()))} attempts", flush=True)  # fmt: skip
     graded = [with_levels(problem, vectors, recipe.rl.levels) for problem in problems]
@@ -86,17 +87,18 @@ def _solve(
     by_id = {p["id"]: p for p in problems}
     config = recipe.rl
     longest = max(map(len, prompts.values()), default=1)
+    max_length = min(longest + config.max_new_tokens, model.config.max_position_embeddings)
     engine = Engine(
         PlainDecoder(model),
         slots=config.slots,
-        max_length=longest + config.max_new_tokens,
+        max_length=max_length,
         used_vocab=tokenizer.vocab_size,
     )
     engine.submit(
         Request(
             id=f"{problem['id']}/{n}",
             prompt_ids=prompts[problem["id"]],
-            max_new_tokens=config.max_new_tokens,
+            max_new_tokens=min(config.max_new_tokens, max_length - len(prompts[problem["id"]])),
             seed=sample_seed(recipe.seed, "difficulty", folder.parent.name, problem["id"], n),
             stop_ids=(tokenizer.eos_id, tokenizer.doc_end_id),
         )

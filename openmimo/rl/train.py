@@ -92,7 +92,9 @@ def train(
     optimizer = build_optimizer(model.named_parameters(), config.optimizer)
     stream = PromptStream(len(problems), seed, config.easy_share)
     checkpoints = stage.dir / "checkpoints"
-    state = load_checkpoint(checkpoints, model, optimizer) or {"step": 0, "short": 0}
+    state = load_checkpoint(checkpoints, model, optimizer)
+    if state is None:
+        state = {"step": 0, "short": 0}
     rate = ValidRate(**state["rate"]) if "rate" in state else ValidRate()
     if "stream" in state:
         stream.load_state_dict(state["stream"])
@@ -104,11 +106,14 @@ def train(
         stage.save_clock()
 
     prompt_ids = [tokenizer.chat_prompt(problem["prompt"]) for problem in problems]
-    longest = max(map(len, prompt_ids))
+    longest, context = max(map(len, prompt_ids)), model.config.max_position_embeddings
+    if longest >= context:
+        raise UserError(f"a prompt has {longest} tokens and the model's context only {context}")
+    max_length = min(longest + config.max_new_tokens, context)
     engine = Engine(
         PlainDecoder(model),
         slots=config.slots,
-        max_length=longest + config.max_new_tokens,
+        max_length=max_length,
         used_vocab=tokenizer.vocab_size,
     )
     with (
@@ -122,6 +127,7 @@ def train(
             pool,
             tokenizer.decode,
             config.max_new_tokens,
+            max_length,
             [tokenizer.eos_id, tokenizer.doc_end_id],
             config.reward_lag,
         )

@@ -74,6 +74,7 @@ class RolloutDriver:
         pool: scores responses.
         decode: token ids of a response to its text (stop token left out).
         max_new_tokens, stop_ids: of every request.
+        max_length: longest prompt plus answer; an answer that would exceed it is cut there.
         lag: decode steps between a sample's end and the use of its score.
     """
 
@@ -83,11 +84,13 @@ class RolloutDriver:
         pool: RewardPool,
         decode: Callable[[Sequence[int]], str],
         max_new_tokens: int,
+        max_length: int,
         stop_ids: Sequence[int],
         lag: int,
     ) -> None:
         self._engine, self._pool, self._decode = engine, pool, decode
-        self._max_new_tokens, self._stop_ids = max_new_tokens, tuple(stop_ids)
+        self._max_new_tokens, self._max_length = max_new_tokens, max_length
+        self._stop_ids = tuple(stop_ids)
         self._lag = lag
         self._round = 0
 
@@ -145,7 +148,7 @@ class RolloutDriver:
             Request(
                 id=f"{self._round}/{index}/{sample}",
                 prompt_ids=prompt.ids,
-                max_new_tokens=self._max_new_tokens,
+                max_new_tokens=min(self._max_new_tokens, self._max_length - len(prompt.ids)),
                 seed=seed,
                 stop_ids=self._stop_ids,
             )

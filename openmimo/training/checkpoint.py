@@ -2,13 +2,14 @@
 
     <folder>/step-000200/model.safetensors      every parameter, by name
     <folder>/step-000200/optimizer.safetensors  AdamW's moments, `<parameter>.exp_avg` and so on
-    <folder>/step-000200/state.json             step, data position, counters
+    <folder>/step-000200/state.json             step, data position, counters, digests of both
 
 A checkpoint appears whole or not at all, and the one before it is kept.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -23,6 +24,8 @@ from openmimo.errors import UserError
 from openmimo.runs import atomic_dir, require_space
 
 KEEP = 2
+FILES = ("model.safetensors", "optimizer.safetensors")
+DIGESTS = "sha256"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -36,9 +39,10 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     require_space(folder, size)
     with atomic_dir(folder / f"step-{step:09d}") as partial:
-        save_file(weights, partial / "model.safetensors")
-        save_file(moments, partial / "optimizer.safetensors")
-        (partial / "state.json").write_text(json.dumps({"step": step, **state}))
+        for name, tensors in zip(FILES, (weights, moments), strict=True):
+            save_file(tensors, partial / name)
+        record = {"step": step, **state, DIGESTS: {name: digest(partial / name) for name in FILES}}
+        (partial / "state.json").write_text(json.dumps(record))
     for old in _checkpoints(folder)[:-KEEP]:
         shutil.rmtree(old)
 
@@ -56,16 +60,25 @@ def load_checkpoint(
         return None
     latest = found[-1]
     try:
-        weights = load_file(latest / "model.safetensors")
-        moments = load_file(latest / "optimizer.safetensors")
         state: dict[str, Any] = json.loads((latest / "state.json").read_bytes())
-        _restore(model, optimizer, weights, moments)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        expected = state.pop(DIGESTS)
+        for name in FILES:
+            if digest(latest / name) != expected[name]:
+                raise ValueError(f"{name} has changed since it was written")
+        _restore(model, optimizer, *(load_file(latest / name) for name in FILES))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError,
+            SafetensorError) as error:  # fmt: skip
         raise UserError(
             f"the checkpoint {latest} is damaged ({str(error).splitlines()[0]}): delete this "
             "folder and repeat the command, it goes on from the checkpoint before"
         ) from error
     return state
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _checkpoints(folder: Path) -> list[Path]:

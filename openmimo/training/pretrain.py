@@ -17,7 +17,7 @@ from openmimo.runs import Run, atomic_write
 from openmimo.tokenizer import Tokenizer
 from openmimo.training.batch import batch_rows
 from openmimo.training.loop import Objective, Step, train
-from openmimo.training.schedule import Schedule
+from openmimo.training.schedule import Point, Schedule
 from openmimo.training.stream import PackedStream
 
 
@@ -28,18 +28,14 @@ class PretrainSource:
         self._walk = schedule.steps()
         self._stream, self._pad_id = stream, pad_id
         self.total_steps = len(self._walk)
-        self.mixture: dict[str, dict[str, dict[str, float]]] = {}
+        self._read: dict[str, dict[str, dict[str, float]]] = {}
 
     def step(self, index: int) -> Step:
         _, point = self._walk[index]
         self._stream.use(point.mixture)
+        before = dict(self._stream.tokens)
         rows = [self._stream.row(point.length) for _ in range(point.batch)]
-        read = max(1, sum(self._stream.tokens.values()))
-        self.mixture[point.stage] = {
-            "target": point.mixture,
-            "realised": {s: n / read for s, n in self._stream.tokens.items()},
-            "tokens": dict(self._stream.tokens),
-        }
+        self._count(point, before)
         return Step(
             stage=point.stage,
             batch=batch_rows(rows, point.length, self._pad_id),
@@ -48,12 +44,39 @@ class PretrainSource:
             rope_base=point.rope_base,
         )
 
+    def _count(self, point: Point, before: Mapping[str, int]) -> None:
+        """Add a step to what its stage wanted to read and has read, in tokens by source."""
+        stage = self._read.setdefault(point.stage, {"wanted": {}, "read": {}})
+        for source, share in point.mixture.items():
+            wanted = share * point.batch * point.length
+            stage["wanted"][source] = stage["wanted"].get(source, 0.0) + wanted
+            read = self._stream.tokens[source] - before[source]
+            stage["read"][source] = stage["read"].get(source, 0) + read
+
+    @property
+    def mixture(self) -> dict[str, dict[str, dict[str, float]]]:
+        """For each stage `target` and `realised` shares over all of its rows, and `tokens`."""
+        return {
+            name: {
+                "target": shares(stage["wanted"]),
+                "realised": shares(stage["read"]),
+                "tokens": stage["read"],
+            }
+            for name, stage in self._read.items()
+        }
+
     def state(self) -> dict[str, Any]:
-        return {"stream": self._stream.state(), "mixture": self.mixture}
+        return {"stream": self._stream.state(), "read": self._read}
 
     def restore(self, state: dict[str, Any]) -> None:
         self._stream.restore(state["stream"])
-        self.mixture = state["mixture"]
+        self._read = state["read"]
+
+
+def shares(amounts: Mapping[str, float]) -> dict[str, float]:
+    """Each amount as a share of their sum."""
+    total = sum(amounts.values()) or 1
+    return {name: amount / total for name, amount in amounts.items()}
 
 
 def open_corpus(data: Path, mixtures: Iterable[Mapping[Any, float]], seed: int) -> Corpus:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from openmimo.config.base import Config, config_hash, settings, to_toml
 from openmimo.config.load import load_config, preset_names, split_overrides
+from openmimo.config.schema import Recipe
 from openmimo.errors import UserError
 
 
@@ -192,7 +193,7 @@ def test_settings_are_frozen(recipe: str) -> None:
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
-floats = st.floats(allow_nan=False)
+floats = st.floats(allow_nan=False, allow_infinity=False)
 configs = st.builds(
     Schema,
     name=texts,
@@ -255,3 +256,24 @@ def test_words_are_split_into_pairs() -> None:
 def test_presets_are_toml_files_of_the_package() -> None:
     folder = Path(__file__).parents[2] / "openmimo" / "recipes"
     assert preset_names() == sorted(path.stem for path in folder.glob("*.toml"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.max_position_embeddings=64", "pretrain.schedule.0.length is 128, more than"),
+        ("sft.length=1024", "sft.length is 1024, more than model.max_position_embeddings, 512"),
+        ("rl.slots=4", "slots must be at least group_size"),
+        ("mtp_heads.mixture.general=-1", "the shares of mixture must be at least 0 and sum to 1"),
+        ("pretrain.schedule=[]", "pretrain.schedule: Tuple should have at least 1 item"),
+        ("pretrain.schedule.0.until=1e9", "`until` must rise from row to row"),
+        ("rl.domains=[]", "rl.domains: Tuple should have at least 1 item"),
+        ("eval.temperature=inf", "eval.temperature"),
+    ],
+)
+def test_settings_that_contradict_each_other_fail_before_anything_runs(
+    override: str, message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(Recipe, "nano", [override])
+    assert message in str(error.value)

@@ -136,3 +136,37 @@ def test_quick_result_never_fails(gold, answer):
 )
 def test_math_verify_decides(gold, answer, equal):
     assert equivalent(gold, answer) is equal
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("13", "9+6-2"),
+        ("9", "3 + 4 + 2"),
+        ("12", r"3\cdot 4"),
+        ("12", "3*4"),
+        ("7", "(9)-(2)"),
+        ("81", r"\int_0^9 18x\,dx / 9"),
+        ("6", r"\sum_{i=1}^3 i"),
+    ],
+)
+def test_the_question_copied_into_the_box_is_no_answer(gold, answer):
+    result = quick_result(gold, answer)
+    assert result is not None
+    assert (result.score, result.detail) == (0.0, "an operation instead of its result")
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("1500", r"1.5 \times 10^3"),
+        ("-3", "x=-3"),
+        ("9", r"9\text{ cm}"),
+        ("1/2", "0.50"),
+        ("x+1", "1+x"),
+        (r"3-2\sqrt{2}", r"-2\sqrt{2}+3"),
+    ],
+)
+def test_numerals_units_and_expressions_are_still_judged_by_value(gold, answer):
+    result = quick_result(gold, answer)
+    assert result is None or result.score == 1.0

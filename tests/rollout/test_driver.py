@@ -36,7 +36,7 @@ class Setup:
             PlainDecoder(model), slots=slots, max_length=64, used_vocab=self.tokenizer.vocab_size
         )
         self.driver = RolloutDriver(
-            self.engine, pool, self.tokenizer.decode, NEW_TOKENS, [self.tokenizer.eos_id], lag
+            self.engine, pool, self.tokenizer.decode, NEW_TOKENS, 64, [self.tokenizer.eos_id], lag
         )
         self.stream = PromptStream(len(self.problems), seed=5)
 

@@ -165,3 +165,28 @@ def test_decay_spares_norms_biases_and_the_embedding(make_model: MakeModel) -> N
         bare = name.endswith("bias") or "norm" in name or "embed_tokens" in name
         expected = None if "lm_head" in name else 0.0 if bare else 0.1
         assert decay.get(id(parameter)) == expected, name
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
+def test_a_single_flipped_bit_is_noticed(make_model: MakeModel, tmp_path: Path, file: str) -> None:
+    model, optimizer = trained(make_model)
+    save_checkpoint(tmp_path, 5, model, optimizer, STATE)
+    path = tmp_path / "step-000000005" / file
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 0x40
+    path.write_bytes(content)
+    before = everything(model, optimizer)
+    with pytest.raises(UserError, match=f"damaged .{file} has changed since it was written"):
+        load_checkpoint(tmp_path, model, optimizer)
+    assert_equal(everything(model, optimizer), before)
+
+
+@pytest.mark.parametrize("content", ["null", "{}", "[]", '{"step": 1, "sha256": null}'])
+def test_a_state_without_its_digests_is_damaged(
+    make_model: MakeModel, tmp_path: Path, content: str
+) -> None:
+    model, optimizer = trained(make_model)
+    save_checkpoint(tmp_path, 5, model, optimizer, STATE)
+    (tmp_path / "step-000000005" / "state.json").write_text(content)
+    with pytest.raises(UserError, match="step-000000005 is damaged"):
+        load_checkpoint(tmp_path, model, optimizer)

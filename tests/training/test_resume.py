@@ -143,3 +143,24 @@ def test_pretraining_follows_its_table(recipe: Recipe, make_run: Callable[[str],
     # 128 tokens hold few documents, of up to 39 tokens.
     assert mixture["stage1"]["realised"]["math"] == pytest.approx(0.5, abs=0.35)
     assert sum(mixture["stage3"]["tokens"].values()) <= 192
+
+
+def test_a_stages_mixture_covers_all_of_its_rows(
+    recipe: Recipe, make_run: Callable[[str], Run]
+) -> None:
+    """Two rows of one stage with other shares: the target is their mean, by tokens."""
+    first, second = recipe.pretrain.schedule
+    second = second.model_copy(update={"stage": "stage1"})
+    table = recipe.pretrain.model_copy(update={"schedule": (first, second)})
+    run = make_run("run")
+    pretrain.run(recipe.model_copy(update={"pretrain": table}), run)
+    folder = run.dir / "stages" / "pretrain"
+    mixture = json.loads((folder / "mixture.json").read_text())["mixture"]
+    tokens = [record["batch_tokens"] for record in read_metrics(folder / "metrics.jsonl")]
+    early, late = sum(tokens[:5]), sum(tokens[5:])
+    for source, share in {"general": (0.5, 0.2), "math": (0.5, 0.5), "synthetic": (0, 0.3)}.items():
+        wanted = (share[0] * early + share[1] * late) / (early + late)
+        assert mixture["stage1"]["target"][source] == pytest.approx(wanted)
+    assert sum(mixture["stage1"]["realised"].values()) == pytest.approx(1)
+    # What is left of a document when the shares change counts to neither.
+    assert early + late - 39 <= sum(mixture["stage1"]["tokens"].values()) <= early + late

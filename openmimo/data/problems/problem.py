@@ -33,7 +33,7 @@ class Problem:
     Attributes:
         domain: "math" or "code".
         family: the generator's name.
-        tier: "train", or "hard" for problems larger than any that is trained on.
+        tier: "train", or "hard" for problems larger than any question that is trained on.
         prompt: what the model is asked.
         answer: mathematics: the expected content of the final box.
         entry_point: code: name of the function to define.
