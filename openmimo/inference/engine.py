@@ -116,7 +116,12 @@ class Engine:
             self._rows = Rows(slots, max_length, decoder.spare, device)
         self._waiting: deque[QueuedRequest] = deque()
         self._in_flight: set[RequestId] = set()
-        self._stats = EngineStats(slots, drafts_accepted=[0] * decoder.drafts)
+        self._stats = EngineStats(
+            slots,
+            drafts_offered=[0] * decoder.drafts,
+            drafts_reached=[0] * decoder.drafts,
+            drafts_accepted=[0] * decoder.drafts,
+        )
 
     def submit(self, requests: Iterable[Request]) -> None:
         """Queue requests, first in first out; all or none.
@@ -164,10 +169,7 @@ class Engine:
         self._stats.steps += 1
         self._stats.row_steps += active
         self._stats.generated_tokens += int(kept.sum())
-        # Drafts accepted beyond the end of an answer are thrown away: they do not count.
-        used = torch.minimum(kept, emitted.counts - 1)
-        for draft in range(self._decoder.drafts):
-            self._stats.drafts_accepted[draft] += int((used > draft).sum())
+        self._count_drafts(emitted, kept, finished)
         return self._retire(finished)
 
     @torch.inference_mode()
@@ -206,6 +208,8 @@ class Engine:
             self._stats,
             waiting=len(self._waiting),
             active=self._rows.count,
+            drafts_offered=list(self._stats.drafts_offered),
+            drafts_reached=list(self._stats.drafts_reached),
             drafts_accepted=list(self._stats.drafts_accepted),
         )
 
@@ -225,6 +229,17 @@ class Engine:
         while self._in_flight:
             done.update((completion.request_id, completion) for completion in self.step())
         return [done[request.id] for request in requests]
+
+    def _count_drafts(self, emitted: Emitted, kept: Tensor, finished: Sequence[int]) -> None:
+        """Drafts beyond the end of an answer, right or wrong, are thrown away and not counted."""
+        used = torch.minimum(kept, emitted.counts - 1)
+        goes_on = torch.ones_like(kept, dtype=torch.bool)
+        goes_on[list(finished)] = False
+        for draft in range(self._decoder.drafts):
+            offered = goes_on | (kept > draft)
+            self._stats.drafts_offered[draft] += int(offered.sum())
+            self._stats.drafts_reached[draft] += int((offered & (used >= draft)).sum())
+            self._stats.drafts_accepted[draft] += int((used > draft).sum())
 
     def _admit(self) -> None:
         """Move waiting requests to the free slots and fill their caches.

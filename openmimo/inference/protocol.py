@@ -74,8 +74,10 @@ class EngineStats:
 
     A decode step is one trunk forward over all active rows; `row_steps` adds up those rows, so
     `tokens_per_forward` compares engines with and without drafts.
-    drafts_accepted[i]: draft steps (of one row) in which draft i was accepted and became part of
-        the answer; what was accepted beyond its end is not counted.
+    drafts_offered[i]: draft steps (of one row) with a draft i inside the answer: what lies beyond
+        its end is thrown away, right or wrong.
+    drafts_reached[i]: those of them in which all drafts before i were accepted.
+    drafts_accepted[i]: those of them in which draft i was accepted too.
     """
 
     slots: int
@@ -85,6 +87,8 @@ class EngineStats:
     row_steps: int = 0
     generated_tokens: int = 0
     prefilled_tokens: int = 0
+    drafts_offered: list[int] = field(default_factory=list)
+    drafts_reached: list[int] = field(default_factory=list)
     drafts_accepted: list[int] = field(default_factory=list)
 
     @property
@@ -99,19 +103,18 @@ class EngineStats:
 
     @property
     def acceptance(self) -> list[float]:
-        """Share of draft steps in which draft i was accepted, as vLLM reports it per position.
-
-        Draft i can only be accepted after drafts 0..i-1, so the list never rises.
-        """
-        return [count / self.row_steps if self.row_steps else 0.0 for count in self.drafts_accepted]
+        """Share of the drafts i inside answers that were accepted, all before them included."""
+        return [
+            accepted / offered if offered else 0.0
+            for accepted, offered in zip(self.drafts_accepted, self.drafts_offered, strict=True)
+        ]
 
     @property
     def conditional_acceptance(self) -> list[float]:
         """Share of the times draft i was reached (all drafts before it accepted)."""
-        reached = [self.row_steps, *self.drafts_accepted]
         return [
-            count / before if before else 0.0
-            for count, before in zip(self.drafts_accepted, reached, strict=False)
+            accepted / reached if reached else 0.0
+            for accepted, reached in zip(self.drafts_accepted, self.drafts_reached, strict=True)
         ]
 
 

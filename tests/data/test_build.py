@@ -67,8 +67,8 @@ def recipe(seed: int = 3, cap: int = CAP, steps: int = 1, **data: Any) -> Recipe
             "model": model,
             "data": {**small, **data},
             "pretrain": {"schedule": [row]},
-            "mtp_heads": {"mixture": mixture},
-            "sft": {"responses_per_query": cap, "steps": steps},
+            "mtp_heads": {"mixture": mixture, "length": 64},
+            "sft": {"responses_per_query": cap, "steps": steps, "length": 64},
             "rl": {},
         }
     )

@@ -153,8 +153,9 @@ def test_good_drafts_are_found_because_state_is_kept_right(make_model):
         first = request.prompt_ids[-1] + 1
         assert completion.token_ids.tolist() == [(first + j) % vocab for j in range(30)]
     assert engine.stats().steps == 8  # 30 tokens, 4 a step
-    # The last step has room for two: its third draft was right too, but is no part of the answer.
-    assert engine.stats().acceptance == [1.0, 1.0, 7 / 8]
+    assert engine.stats().acceptance == engine.stats().conditional_acceptance == [1.0, 1.0, 1.0]
+    # The last step has room for two: its third draft is no part of the answer.
+    assert engine.stats().drafts_offered == engine.stats().drafts_accepted == [32, 32, 28]
     drafted = sum(engine.stats().drafts_accepted)
     assert drafted + 4 * 7 == engine.stats().generated_tokens, "the rest came from the trunk"
 

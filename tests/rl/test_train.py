@@ -57,8 +57,8 @@ def recipe(taught: Taught, **changes: Any) -> Recipe:
             "model": taught[0].config.model_dump(),
             "data": {"vocab_size": 290},
             "pretrain": {"schedule": [row]},
-            "mtp_heads": {"mixture": {"math": 1}},
-            "sft": {},
+            "mtp_heads": {"mixture": {"math": 1}, "length": 16},
+            "sft": {"length": 16},
             "rl": RL | changes,
         }
     )
