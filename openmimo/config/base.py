@@ -14,6 +14,10 @@ from pydantic import BaseModel, ConfigDict
 NONE = "none"  # TOML has no null: this word stands for None in files and on the command line
 
 
+NEUTRAL = ("tokens_per_microbatch", "checkpoint_every")
+"""Settings that a stage's result does not depend on: changing them must not redo the stage."""
+
+
 class Config(BaseModel):
     """A group of settings: unknown keys are errors, values never change after loading.
 
@@ -61,11 +65,13 @@ def options(annotation: Any) -> tuple[Any, ...]:
 
 
 def config_hash(part: BaseModel | dict[str, Any], *upstream: str) -> str:
-    """Sixteen hex digits that change when a setting of ``part`` or an ``upstream`` hash changes.
+    """Sixteen hex digits that change when a setting of ``part`` or an ``upstream`` hash changes,
+    those of NEUTRAL aside.
 
     Equal settings give equal hashes in every process and on every machine.
     """
     values = part.model_dump(mode="json") if isinstance(part, BaseModel) else part
+    values = {name: value for name, value in values.items() if name not in NEUTRAL}
     text = json.dumps([values, *upstream], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

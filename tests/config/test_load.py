@@ -233,6 +233,7 @@ def test_hashes_depend_on_values_and_on_upstream_only(recipe: str) -> None:
     assert config_hash(rl) != config_hash(RL())
     assert config_hash(rl, "a") != config_hash(rl, "b")
     assert config_hash(rl, "a", "b") != config_hash(rl, "ab")
+    assert config_hash({"a": 1, "checkpoint_every": 5}) == config_hash({"a": 1})
     assert config_hash({"a": 1, "b": 2}) == config_hash({"b": 2, "a": 1}) == "1176b831c374ed00"
 
 
