@@ -26,7 +26,7 @@ class StageVerb:
     module: str
     """Has ``run(recipe, run, **arguments)``."""
     sections: tuple[str, ...]
-    """The parts of the recipe that it reads, for its --help."""
+    """The settings that it reads: parts of the recipe, or single ones by their dotted path."""
     after: tuple[str, ...] = ()
     """The verbs whose results it reads."""
     arguments: tuple[tuple[str, Any], ...] = ()
@@ -34,7 +34,11 @@ class StageVerb:
 
 # In the order of `mimo speedrun`.
 STAGES = {
-    "data": StageVerb("build corpus, tokenizer and problems", "openmimo.data.build", ("data",)),
+    "data": StageVerb(
+        "build corpus, tokenizer and problems",
+        "openmimo.data.build",
+        ("data", "sft.responses_per_query"),
+    ),
     "pretrain": StageVerb(
         "pre-train Base in three stages",
         "openmimo.training.pretrain",
@@ -53,7 +57,7 @@ STAGES = {
     "difficulty": StageVerb(
         "measure how hard each test of the RL problems is",
         "openmimo.rl.difficulty",
-        ("rl",),
+        ("rl.levels", "rl.level_samples", "rl.max_new_tokens"),
         after=("mtp-heads", "sft"),
     ),
     "rl-zero": StageVerb(
@@ -232,21 +236,32 @@ def check_stages_before(name: str, recipe: Recipe, run: Run) -> None:
 
     Else the run's config.toml would show settings that nothing was made with.
     """
+    from openmimo.config.base import is_neutral, settings
     from openmimo.config.load import load_config
     from openmimo.config.schema import Recipe
 
     saved = run.dir / "config.toml"
     if not saved.is_file():
         return
-    then, now = (each.model_dump() for each in (load_config(Recipe, str(saved)), recipe))
+    then, now = (
+        {setting.path: setting.value for setting in settings(each)}
+        for each in (load_config(Recipe, str(saved)), recipe)
+    )
+    changed = sorted(path for path in then.keys() | now.keys() if then.get(path) != now.get(path))
     for stage in (stage for stage in STAGES if stage in stages_before(name)):
-        read = {*STAGES[stage].sections, "seed"} - {*STAGES[name].sections}
-        changed = sorted(section for section in read if then[section] != now[section])
-        if changed and run.done(stage.replace("-", "_")):
+        used = [path for path in changed if reads(stage, path) and not is_neutral(path)]
+        if used and run.done(stage.replace("-", "_")):
             raise UserError(
-                f"the {stage} stage of {run.dir} was made with other settings ({changed[0]}): "
-                f"leave them as they are, redo all with `mimo speedrun`, or name another --out"
+                f"the {stage} stage of {run.dir} was made with another {used[0]}: leave it as it "
+                "is, redo all with `mimo speedrun`, or name another --out"
             )
+
+
+def reads(stage: str, path: str) -> bool:
+    """Whether a stage reads the setting at a dotted path."""
+    return any(
+        path == part or path.startswith(f"{part}.") for part in (*STAGES[stage].sections, "seed")
+    )
 
 
 def load_recipe(options: argparse.Namespace, overrides: list[str]) -> tuple[Path, Recipe]:
@@ -310,10 +325,10 @@ def print_settings(options: argparse.Namespace, overrides: list[str]) -> None:
 
     options.parser.print_help()
     _, recipe = load_recipe(options, overrides)
-    sections = STAGES[options.verb].sections if options.verb in STAGES else None
+    whole = options.verb not in STAGES
     print("\nvalues in this recipe:")
     for setting in settings(recipe):
-        if sections is None or setting.path.split(".")[0] in (*sections, "seed"):
+        if whole or reads(options.verb, setting.path):
             print(f"  {setting.path} = {setting.value}")
             print(textwrap.indent(textwrap.fill(setting.help, 88), "      "))
 

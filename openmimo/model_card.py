@@ -12,11 +12,9 @@ from typing import Any
 
 import jinja2
 
-from openmimo.errors import UserError
+from openmimo.errors import REDO, UserError
 from openmimo.metrics import read_metrics
 from openmimo.model.mimo import MiMo
-
-REDO = "repeat the stage that wrote it, with --force"
 
 TITLES = {"base": "Base", "rl_zero": "RL-Zero", "sft": "SFT", "rl": "RL"}
 

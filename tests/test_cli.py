@@ -18,6 +18,7 @@ from openmimo import cli
 from openmimo.config.base import to_toml
 from openmimo.config.load import load_config
 from openmimo.config.schema import Recipe
+from openmimo.errors import UserError
 from openmimo.runs import Run
 
 MIMO = [sys.executable, "-m", "openmimo.cli"]
@@ -195,12 +196,31 @@ def finished(folder: Path, *stages: str) -> Run:
 def test_a_verb_refuses_settings_that_an_earlier_stage_was_not_made_with(tmp_path: Path) -> None:
     run = finished(tmp_path / "run", "data", "pretrain")
     config = (run.dir / "config.toml").read_text()
-    for words in ("model.hidden_size=64", "--seed 3", "data.rl_problems=7"):
-        result = mimo("mtp-heads", "--out", "run", *words.split(), folder=tmp_path)
-        assert_one_line(result, "was made with other settings")
+    for stage, path in (
+        ("pretrain", "model.hidden_size"),
+        ("pretrain", "pretrain.schedule.0.until"),
+        ("data", "seed"),
+        ("data", "data.rl_problems"),
+        ("data", "sft.responses_per_query"),
+    ):
+        result = mimo("mtp-heads", "--out", "run", f"{path}=3", folder=tmp_path)
+        assert_one_line(result, f"the {stage} stage of run was made with another {path}")
         assert (run.dir / "config.toml").read_text() == config
-    recipe = load_config(Recipe, str(run.dir / "config.toml"), ["sft.steps=3", "rl.steps=2"])
-    cli.check_stages_before("mtp-heads", recipe, run)  # nothing was made with these
+    # Nothing was made with these, or no result depends on them.
+    free = ["sft.steps=3", "rl.steps=2", "mtp_heads.steps=2", "pretrain.checkpoint_every=7"]
+    recipe = load_config(Recipe, str(run.dir / "config.toml"), free)
+    cli.check_stages_before("mtp-heads", recipe, run)
+
+
+def test_rl_takes_its_own_settings_but_not_those_of_the_difficulty(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run", "difficulty")
+    for path, refused in (("rl.steps", False), ("rl.learning_rate", False), ("rl.levels", True)):
+        recipe = load_config(Recipe, str(run.dir / "config.toml"), [f"{path}=1"])
+        if refused:
+            with pytest.raises(UserError, match=f"difficulty stage .* another {path}"):
+                cli.check_stages_before("rl", recipe, run)
+        else:
+            cli.check_stages_before("rl", recipe, run)
 
 
 def test_force_sets_aside_what_depends_on_the_stage(
@@ -217,9 +237,10 @@ def test_force_sets_aside_what_depends_on_the_stage(
 
 
 def test_a_reader_that_leaves_ends_the_command_quietly(tmp_path: Path) -> None:
-    command = f"{sys.executable} -m openmimo.cli rl --help | head -1; echo ${{PIPESTATUS[0]}}"
-    result = subprocess.run(
-        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    read, write = os.pipe()
+    os.close(read)  # it has left before the first line
+    process = subprocess.run(
+        [*MIMO, "rl", "--help"], cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, timeout=60
     )
-    assert result.stderr == ""
-    assert result.stdout.splitlines()[-1] in ("0", "141")  # 0: it was done before head left
+    os.close(write)
+    assert (process.returncode, process.stderr) == (141, b"")

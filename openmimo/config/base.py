@@ -57,6 +57,11 @@ def settings(config: Config, prefix: str = "") -> Iterator[Setting]:
             yield Setting(path, value, " ".join((field.description or "").split()))
 
 
+def is_neutral(path: str) -> bool:
+    """Whether a stage's result does not depend on the setting at this dotted path."""
+    return path.rsplit(".", 1)[-1] in NEUTRAL
+
+
 def options(annotation: Any) -> tuple[Any, ...]:
     """The members of a union type, or the type itself as the only one."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
@@ -71,7 +76,7 @@ def config_hash(part: BaseModel | dict[str, Any], *upstream: str) -> str:
     Equal settings give equal hashes in every process and on every machine.
     """
     values = part.model_dump(mode="json") if isinstance(part, BaseModel) else part
-    values = {name: value for name, value in values.items() if name not in NEUTRAL}
+    values = {name: value for name, value in values.items() if not is_neutral(name)}
     text = json.dumps([values, *upstream], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from openmimo.errors import UserError
+from openmimo.errors import REDO, UserError
 
 SOURCES = ("general", "math", "code", "synthetic")
 """The sources a mixture can weigh."""
@@ -31,23 +31,26 @@ class Document:
     origin: str
 
 
-def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_records(path: Path, *texts: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number from 1, object) for each line of a JSON Lines file.
+
+    texts: names that every object must have, with text as their values.
 
     Lines end at b"\\n" only: JSON strings may hold U+2028 and its like, at which `str.splitlines`
     would cut. Blank lines are passed over. Raises UserError, naming file and line, for a line that
-    is not UTF-8, not JSON or not an object, and for a file that cannot be read.
+    is not UTF-8, not JSON, not an object or without one of `texts`, and for a file that cannot be
+    read.
     """
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield number, _parse(line, f"{path}:{number}")
+                    yield number, _parse(line, f"{path}:{number}", texts)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _parse(line: bytes, where: str) -> dict[str, Any]:
+def _parse(line: bytes, where: str, texts: Sequence[str]) -> dict[str, Any]:
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -56,6 +59,9 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: not valid JSON ({error}); is the file cut short?") from error
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected one JSON object a line, got {type(record).__name__}")
+    for name in texts:
+        if not isinstance(record.get(name), str):
+            raise UserError(f"{where}: {name!r} is missing or no text; {REDO}")
     return record
 
 

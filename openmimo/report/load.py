@@ -8,10 +8,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from openmimo.errors import UserError
+from openmimo.errors import REDO, UserError
 from openmimo.metrics import read_metrics
 
-REDO = "repeat the stage that wrote it, with --force"
 STAGES = ("data", "pretrain", "mtp_heads", "sft", "difficulty", "rl_zero", "rl", "eval", "export")
 """In the order in which a run does them."""
 

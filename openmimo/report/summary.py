@@ -71,20 +71,19 @@ def judge_claim(chain: tuple[str, ...], scores: Mapping[str, Score]) -> dict[str
     return {"claim": title, "held": held, "differences": differences, "text": "; ".join(steps)}
 
 
-def judge_best(scores: Mapping[str, Score], name: str = "rl") -> dict[str, Any]:
-    """Is ``name`` ahead of every other variant? Unlike in `judge_claim` intervals may overlap."""
-    title = f"{VARIANTS[name]} is the best of the four"
+def judge_best(scores: Mapping[str, Score]) -> dict[str, Any]:
+    """Is RL ahead of every other variant? Unlike in `judge_claim` intervals may overlap."""
+    title = "RL is the best of the four"
     absent = [text for key, text in VARIANTS.items() if key not in scores]
     if absent:
         text = f"not evaluated yet: {', '.join(absent)}"
         return {"claim": title, "held": None, "differences": [], "text": text}
-    others = [key for key in VARIANTS if key != name]
-    rival = max(others, key=lambda key: scores[key].pass_at_1)
-    ours, theirs = scores[name], scores[rival]
+    rival = max(VARIANTS.keys() - {"rl"}, key=lambda name: (scores[name].pass_at_1, name))
+    ours, theirs = scores["rl"], scores[rival]
     difference = 100 * (ours.pass_at_1 - theirs.pass_at_1)
     apart = ours.low > theirs.high or theirs.low > ours.high
     text = (
-        f"{VARIANTS[name]} − {VARIANTS[rival]}, the best of the others, = {difference:+.1f} "
+        f"RL − {VARIANTS[rival]}, the best of the others, = {difference:+.1f} "
         f"points, intervals {'apart' if apart else 'overlap'}"
     )
     return {"claim": title, "held": difference > 0, "differences": [difference], "text": text}

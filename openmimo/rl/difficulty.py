@@ -46,7 +46,8 @@ def run(recipe: Recipe, run: Run) -> None:
     if stage.is_done():
         return
     data = run.dir / "stages" / "data"
-    problems = [problem for _, problem in read_records(data / "problems" / "rl.jsonl")]
+    file = data / "problems" / "rl.jsonl"
+    problems = [problem for _, problem in read_records(file, "id", "domain", "prompt")]
     code = [problem for problem in problems if problem["domain"] == "code"]
     tokenizer = Tokenizer.load(data / "tokenizer")
     vectors: Vectors = {problem["id"]: [] for problem in code}

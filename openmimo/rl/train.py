@@ -62,7 +62,7 @@ def load_problems(path: Path, config: RLConfig) -> list[dict[str, Any]]:
     """The problems of the configured domains and tiers."""
     problems = [
         problem
-        for _, problem in read_records(path)
+        for _, problem in read_records(path, "id", "domain", "tier", "prompt")
         if problem["domain"] in config.domains and problem["tier"] in config.tiers
     ]
     if not problems:

@@ -100,7 +100,7 @@ def run(recipe: Recipe, run: Run) -> None:
     samples = PackedSamples(
         [
             chat_segment(tokenizer, record["prompt"], record["response"])
-            for _, record in read_records(data / "sft.jsonl")
+            for _, record in read_records(data / "sft.jsonl", "prompt", "response")
         ],
         config.length,
         recipe.seed,

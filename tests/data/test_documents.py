@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openmimo.data.documents import SOURCES, Document, read_documents, write_documents
+from openmimo.data.documents import (
+    SOURCES,
+    Document,
+    read_documents,
+    read_records,
+    write_documents,
+)
 from openmimo.errors import UserError
 
 TEXTS = st.text(st.characters(codec="utf-8"))
@@ -65,3 +71,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_documents(path, [good, Document("\ud800", "code", "", "o")])
     assert [json.loads(line)["text"] for line in path.open()] == ["good"]
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("line", ['{"a": 1}', '{"prompt": 3}', '{"prompt": null}'])
+def test_a_record_without_a_needed_text_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text(f'{{"prompt": "x"}}\n{line}\n')
+    with pytest.raises(UserError, match=r"records.jsonl:2: 'prompt' is missing or no text"):
+        list(read_records(path, "prompt"))
+    assert len(list(read_records(path))) == 2

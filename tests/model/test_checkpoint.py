@@ -170,6 +170,13 @@ def test_a_loaded_model_does_not_depend_on_its_files(
     assert torch.equal(loaded(ids), make_model()(ids))
 
 
+def test_others_may_read_the_weights_as_they_may_the_config(folder: Path) -> None:
+    mode = (folder / "config.json").stat().st_mode
+    weights = [*folder.glob("*.safetensors")]
+    assert len(weights) == 2
+    assert [path.stat().st_mode for path in weights] == [mode, mode]
+
+
 def test_saving_replaces_the_old_folder_whole(make_model: MakeModel, folder: Path) -> None:
     (folder / "stale").touch()
     save_model(make_model(seed=1, num_nextn_predict_layers=1), folder, torch.float32)

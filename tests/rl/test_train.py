@@ -129,7 +129,7 @@ def test_too_hard_problems_end_the_stage(taught: Taught, start: Callable[..., Pa
 
 def test_problems_of_the_configured_domains_and_tiers(tmp_path: Path) -> None:
     records = [
-        {"id": f"{domain} {tier}", "domain": domain, "tier": tier}
+        {"id": f"{domain} {tier}", "domain": domain, "tier": tier, "prompt": "?"}
         for domain in ("math", "code")
         for tier in ("train", "hard")
     ]

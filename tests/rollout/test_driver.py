@@ -29,14 +29,22 @@ def pool() -> Iterator[RewardPool]:
 class Setup:
     """A driver with all that it needs, for rounds one after the other."""
 
-    def __init__(self, taught: Taught, pool: RewardPool, slots: int, lag: int) -> None:
+    def __init__(
+        self, taught: Taught, pool: RewardPool, slots: int, lag: int, max_length: int = 64
+    ) -> None:
         model, self.tokenizer, self.problems = taught
         self.slots = slots
         self.engine = Engine(
             PlainDecoder(model), slots=slots, max_length=64, used_vocab=self.tokenizer.vocab_size
         )
         self.driver = RolloutDriver(
-            self.engine, pool, self.tokenizer.decode, NEW_TOKENS, 64, [self.tokenizer.eos_id], lag
+            self.engine,
+            pool,
+            self.tokenizer.decode,
+            NEW_TOKENS,
+            max_length,
+            [self.tokenizer.eos_id],
+            lag,
         )
         self.stream = PromptStream(len(self.problems), seed=5)
 
@@ -144,3 +152,19 @@ def test_a_short_step_ends_with_what_there_is(taught: Taught, pool: RewardPool) 
     assert rollout.done.short
     assert rollout.batch == []
     assert rollout.done.all_passed == (False,) * 5
+
+
+def test_an_answer_ends_where_the_context_is_full(taught: Taught, pool: RewardPool) -> None:
+    """Prompts differ in length; each answer has what its own prompt leaves."""
+    room = 3
+    setup = Setup(taught, pool, slots=8, lag=3)
+    longest = max(len(setup.tokenizer.chat_prompt(p["prompt"])) for p in setup.problems)
+    short = Setup(taught, pool, slots=8, lag=3, max_length=longest + room)
+    rollout = short.round(max_prompts=5)
+    for group in rollout.groups:
+        left = min(NEW_TOKENS, longest + room - len(group.prompt.ids))
+        for completion in group.completions:
+            assert completion is not None
+            assert len(completion.token_ids) <= left
+            assert completion.finish_reason == "stop" or len(completion.token_ids) == left
+    assert any(len(c.token_ids) == room for g in rollout.groups for c in g.completions if c)

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openmimo.config.load import load_config
-from openmimo.config.schema import Recipe, ScheduleRow
-from openmimo.errors import UserError
+from openmimo.config.schema import PretrainConfig, Recipe, ScheduleRow
 from openmimo.model.mimo import MiMo
 from openmimo.training.schedule import Schedule
 
@@ -144,8 +143,8 @@ def test_values_stay_between_a_row_s_ends(tokens: int) -> None:
 
 @pytest.mark.parametrize("ends", [(), (200, 100), (100, 100)])
 def test_rows_out_of_order(ends: tuple[int, ...]) -> None:
-    with pytest.raises(UserError, match=r"pretrain\.schedule"):
-        Schedule(tuple(row(until) for until in ends))
+    with pytest.raises(ValueError, match="schedule"):
+        PretrainConfig(schedule=tuple(row(until) for until in ends))
 
 
 @pytest.mark.parametrize(
