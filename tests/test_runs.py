@@ -81,8 +81,11 @@ def test_seconds_add_up_over_resumes_and_memory_is_the_largest(tmp_path: Path) -
 def test_a_damaged_marker_means_not_done(tmp_path: Path) -> None:
     with Run(tmp_path / "run") as run:
         run.stage("data", "aaaa").finish()
-        (run.dir / "stages/data/done.json").write_text("{")
-        assert not run.stage("data", "aaaa").is_done()
+        for damaged in ("{", "[]", '{"documents": 3}'):
+            (run.dir / "stages/data/done.json").write_text(damaged)
+            with pytest.raises(UserError, match="is not finished"):
+                run.require("data")
+            assert not run.stage("data", "aaaa").is_done()
 
 
 def test_an_unfinished_stage_is_named_with_the_command(tmp_path: Path) -> None:

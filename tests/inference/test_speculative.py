@@ -89,6 +89,12 @@ def test_forced_patterns_of_acceptance_change_nothing_but_the_speed(model):
             engine = engine_for(Oracle(model, 3, answer_of, right), slots)
             assert answers(engine, requests) == expected
         speeds.append(engine.stats())
+    for stats in speeds:
+        assert stats.drafts_reached[0] == stats.drafts_offered[0]
+        for draft in (1, 2):  # reached: the one before was accepted, and the answer goes on
+            assert stats.drafts_reached[draft] <= stats.drafts_accepted[draft - 1]
+            assert stats.drafts_accepted[draft] <= stats.drafts_reached[draft]
+            assert stats.drafts_offered[draft] <= stats.drafts_offered[draft - 1]
     everything, nothing = speeds[0], speeds[1]
     assert min(everything.acceptance[0], everything.conditional_acceptance[1]) > 0.8
     assert nothing.acceptance == [0.0, 0.0, 0.0]

@@ -54,6 +54,8 @@ def test_json_holds_the_agreed_keys(rendered: ReportPaths, eval_results: dict) -
     assert report["peak_memory_gb"] == pytest.approx(0.8 + 8 * 0.21)
     assert report["seed"] == 1
     assert report["missing"] == []
+    for page in (rendered.html, rendered.markdown):
+        assert "Prompts that are solved leave for the easy pool" in page.read_text()
     assert [claim["held"] for claim in report["claims"]] == [True, True, True]
     assert report["versions"]["python"] == sys.version.split()[0]
 

@@ -21,11 +21,6 @@ from openmimo.tokenizer import Tokenizer
 
 Taught = tuple[MiMo, Tokenizer, list[dict[str, Any]]]
 CLOCKS = ("time", "time_rollout", "time_update", "time_reward_wait")
-RL = {
-    "steps": 5, "prompts_per_step": 2, "prompts_per_update": 1, "group_size": 4,
-    "learning_rate": 1e-3, "warmup_updates": 1, "max_new_tokens": 16, "max_prompts": 12,
-    "slots": 32, "reward_lag": 3, "max_short_steps": 2, "checkpoint_every": 2,
-}  # fmt: skip
 
 
 class PowerCutError(Exception):
@@ -43,25 +38,6 @@ class CutAtStep(StringIO):
         if f" {self._step}/" in text:
             raise PowerCutError
         return len(text)
-
-
-def recipe(taught: Taught, **changes: Any) -> Recipe:
-    """Only its settings of RL are read."""
-    row = {
-        "stage": "s", "until": 1, "learning_rate": [0, 0], "batch": [1, 1], "length": 2,
-        "rope_base": 1e4, "mtp_weight": 0, "mixture": {"math": 1},
-    }  # fmt: skip
-    return Recipe.model_validate(
-        {
-            "name": "tiny",
-            "model": taught[0].config.model_dump(),
-            "data": {"vocab_size": 290},
-            "pretrain": {"schedule": [row]},
-            "mtp_heads": {"mixture": {"math": 1}, "length": 16},
-            "sft": {"length": 16},
-            "rl": RL | changes,
-        }
-    )
 
 
 @pytest.fixture
@@ -97,18 +73,20 @@ def result(folder: Path) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
     return {path.name: path.read_bytes() for path in files}, metrics
 
 
-def test_stopping_and_going_on_changes_no_bit(taught: Taught, start: Callable[..., Path]) -> None:
+def test_stopping_and_going_on_changes_no_bit(
+    taught: Taught, start: Callable[..., Path], make_recipe: Callable[..., Recipe]
+) -> None:
     """Cut before a checkpoint and after one, then Ctrl-C, then to the end."""
     plain, stopped = start("plain"), start("stopped")
-    train.run(recipe(taught), Run(plain), "rl")
+    train.run(make_recipe(), Run(plain), "rl")
     for step in (1, 3):
         with pytest.raises(PowerCutError), redirect_stdout(CutAtStep(step)):
-            train.run(recipe(taught), Run(stopped), "rl")
+            train.run(make_recipe(), Run(stopped), "rl")
     run = Run(stopped)
     run.interrupt.requested = True
-    train.run(recipe(taught), run, "rl")
+    train.run(make_recipe(), run, "rl")
     assert run.done("rl") is None
-    train.run(recipe(taught), Run(stopped), "rl")
+    train.run(make_recipe(), Run(stopped), "rl")
     files, metrics = result(plain)
     assert result(stopped) == (files, metrics)
     assert [record["step"] for record in metrics] == [1, 2, 3, 4, 5]
@@ -122,9 +100,33 @@ def test_stopping_and_going_on_changes_no_bit(taught: Taught, start: Callable[..
         assert torch.equal(trained[name], tensor) == ("mtp_layers" in name), name
 
 
-def test_too_hard_problems_end_the_stage(taught: Taught, start: Callable[..., Path]) -> None:
+def test_too_hard_problems_end_the_stage(
+    taught: Taught, start: Callable[..., Path], make_recipe: Callable[..., Recipe]
+) -> None:
     with pytest.raises(UserError, match="2 steps in a row found fewer than 2 prompts"):
-        train.run(recipe(taught, max_prompts=3), Run(start("run", answer="7")), "rl")
+        train.run(make_recipe(max_prompts=3), Run(start("run", answer="7")), "rl")
+
+
+def test_an_answer_ends_where_the_context_is_full(
+    taught: Taught, start: Callable[..., Path], make_recipe: Callable[..., Recipe]
+) -> None:
+    """The model's context has room for all prompts but the longest, or for three tokens more."""
+    model, tokenizer, problems = taught
+    longest = max(len(tokenizer.chat_prompt(problem["prompt"])) for problem in problems[:-1])
+    for room, message in ((0, f"a prompt has {longest} tokens"), (3, "")):
+        run = Run(start(f"room {room}"))
+        config = model.config.model_copy(update={"max_position_embeddings": longest + room})
+        small = MiMo(config)
+        small.load_state_dict(model.state_dict())
+        save_model(small, run.dir / "stages" / "sft" / "model", torch.float32)
+        settings = make_recipe(steps=1, max_new_tokens=1000, max_short_steps=2, max_prompts=4)
+        if message:
+            with pytest.raises(UserError, match=message):
+                train.run(settings, run, "rl")
+        else:
+            train.run(settings, run, "rl")
+            (record,) = read_metrics(run.dir / "stages" / "rl" / "metrics.jsonl")
+            assert record["truncated"] > 0
 
 
 def test_problems_of_the_configured_domains_and_tiers(tmp_path: Path) -> None:
