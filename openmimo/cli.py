@@ -77,8 +77,8 @@ STAGES = {
     "eval": StageVerb(
         "score the four variants", "openmimo.evals.run", ("eval",), after=("rl-zero", "rl")
     ),
-    "export": StageVerb(
-        "write the four release folders", "openmimo.release", ("export",), after=("eval",)
+    "release": StageVerb(
+        "write the four release folders", "openmimo.release", ("release",), after=("eval",)
     ),
 }
 

@@ -333,7 +333,7 @@ class EvalConfig(Config):
     """Held-out prompts on which speculative decoding is measured."""
 
 
-class ExportConfig(Config):
+class ReleaseConfig(Config):
     """Release folders."""
 
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -361,7 +361,7 @@ class Recipe(Config):
     """Reinforcement learning, from SFT (RL) and from Base (RL-Zero)."""
     eval: EvalConfig = EvalConfig()
     """Evaluation."""
-    export: ExportConfig = ExportConfig()
+    release: ReleaseConfig = ReleaseConfig()
     """Release folders."""
 
     @model_validator(mode="after")
