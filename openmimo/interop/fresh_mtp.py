@@ -2,7 +2,7 @@
 
 The copy of the last layer reads the sum of its own usual input's stand-in, the normalised h_t, and
 nothing yet of the next token's embedding, so before any training it drafts from h_t alone.
-Training (`mimo tune-mtp`) opens the other half.
+Training (the `mtp_heads` stage) opens the other half.
 """
 
 from __future__ import annotations

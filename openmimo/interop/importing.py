@@ -201,13 +201,13 @@ def _note_changes(
 
 
 def _copy_papers(source: Source, folder: Path) -> None:
-    """Licence and notice of the source go with the weights."""
+    """Licence, notice and card of the source go with the weights."""
     if not isinstance(source, FolderSource):
         return
-    for pattern in ("LICENSE*", "NOTICE*"):
+    for pattern, prefix in (("LICENSE*", ""), ("NOTICE*", ""), ("README.md", "ORIGINAL_")):
         for path in source.folder.glob(pattern):
             if path.is_file() and path.stat().st_size < 2**20:
-                shutil.copyfile(path, folder / path.name)
+                shutil.copyfile(path, folder / f"{prefix}{path.name}")
 
 
 def _card(report: Imported) -> str:
