@@ -134,24 +134,25 @@ def _trunk_config(published: dict[str, Any], family: str, where: str) -> ModelCo
     if missing := [name for name in _REQUIRED if published.get(name) is None]:
         raise UserError(f"{where} lacks {', '.join(missing)}")
     base, scaling = rope_settings(published, where)
-    heads, hidden = published["num_attention_heads"], published["hidden_size"]
     values = {name: published[name] for name in _REQUIRED}
-    optional = {
-        "num_key_value_heads": heads,
-        "head_dim": _head_dim(hidden, heads, where),
+    defaults: dict[str, Any] = {
+        "num_key_value_heads": values["num_attention_heads"],
         "rms_norm_eps": 1e-6,
         "max_position_embeddings": _CONTEXT[family],
         "initializer_range": 0.02,
     }
-    for name, default in optional.items():
+    if published.get("head_dim") is None:
+        defaults["head_dim"] = _head_dim(values, where)
+    for name in (*defaults, "head_dim"):
         given = published.get(name)
-        values[name] = default if given is None else given
+        values[name] = defaults[name] if given is None else given
     values["rope_theta"] = 10_000.0 if base is None else base
     return make_config(values | {"num_nextn_predict_layers": 0}, scaling, where)
 
 
-def _head_dim(hidden: Any, heads: Any, where: str) -> int:
+def _head_dim(values: dict[str, Any], where: str) -> int:
     """The width of a head where a config.json leaves it out."""
+    hidden, heads = values["hidden_size"], values["num_attention_heads"]
     if not (isinstance(hidden, int) and isinstance(heads, int) and heads > 0):
         return 2  # one of the two is refused for what it is
     if hidden % heads:
