@@ -2,6 +2,7 @@
 #   make speedrun                  train all four variants of nano and write the report
 #   make speedrun ARGS=--smoke     the same in two minutes, to see that it works
 #   make test | lint | setup | clean
+#   make test-vllm                 our folders in vLLM, in a venv of its own: .venv-vllm
 
 PYTHON ?= python3
 RUN ?= runs/nano
@@ -19,13 +20,22 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS)
 STAMP := .venv/installed
 
-.PHONY: speedrun test lint setup clean
+# vLLM wants older packages than .venv has, and the CPU build of torch whatever the machine.
+VLLM_BIN := .venv-vllm/bin
+VLLM_PIP := $(VLLM_BIN)/python -m pip install --quiet --no-compile --no-deps $(PIP_ARGS)
+VLLM_STAMP := .venv-vllm/installed
+CPU_TORCH := --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu
+
+.PHONY: speedrun test test-vllm lint setup clean
 
 speedrun: $(STAMP)
 	$(BIN)/mimo speedrun --out $(RUN) $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
+
+test-vllm: $(VLLM_STAMP)
+	$(VLLM_BIN)/python -m pytest tests_vllm $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -34,19 +44,33 @@ lint: $(STAMP)
 
 setup: $(STAMP)
 
+define CHECK_PYTHON
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+  { echo "openmimo needs Python 3.11 or newer, and $(PYTHON) is not: make PYTHON=python3.12 ..." >&2; exit 1; }; \
+$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+  { echo "$(PYTHON) cannot make virtual environments: apt-get install python3-venv" >&2; exit 1; }
+endef
+
 # torch goes first and without its dependencies, so that only this one package is looked up in
 # TORCH_INDEX.
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "openmimo needs Python 3.11 or newer, and $(PYTHON) is not: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
-	  { echo "$(PYTHON) cannot make virtual environments: apt-get install python3-venv" >&2; exit 1; }
+	@$(CHECK_PYTHON)
 	@echo "Installing into .venv; the first time takes some minutes."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) --no-deps $(if $(TORCH_INDEX),--retries 1 --extra-index-url $(TORCH_INDEX)) torch
 	@$(PIP) --editable '.[plots,dev]'
 	@touch $@
 
+# No resolving: requirements-vllm.txt lists everything.
+$(VLLM_STAMP): pyproject.toml requirements-vllm.txt
+	@$(CHECK_PYTHON)
+	@echo "Installing into .venv-vllm; the first time takes some minutes."
+	@test -x $(VLLM_BIN)/python || $(PYTHON) -m venv .venv-vllm
+	@$(VLLM_PIP) $(CPU_TORCH)
+	@$(VLLM_PIP) --requirement requirements-vllm.txt
+	@$(VLLM_PIP) --editable .
+	@touch $@
+
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 	find openmimo tests -name __pycache__ -prune -exec rm -rf {} +
