@@ -187,8 +187,9 @@ class DataConfig(Config):
 class PretrainConfig(Config):
     """The three stages of pre-training (report, section 2.3)."""
 
-    schedule: tuple[ScheduleRow, ...] = Field(min_length=1)
-    """The table in tokens: learning rate, batch, length, RoPE base, MTP weight, mixture."""
+    schedule: tuple[ScheduleRow, ...]
+    """The table in tokens: learning rate, batch, length, RoPE base, MTP weight, mixture. Only with
+    `init_from` it may be empty: the model is handed on as it is."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW's settings."""
     tokens_per_microbatch: int = Field(default=16_384, gt=0)
@@ -226,16 +227,32 @@ class TuneConfig(Config):
 
 
 class MTPHeadsConfig(TuneConfig):
-    """Two copies of the MTP layer, tuned for inference with everything else frozen."""
+    """More MTP layers for inference: copies of the first one, tuned with everything else frozen.
 
-    layers: int = Field(default=3, ge=2)
+    They learn from the corpus, or from the model's own answers, which is what they will draft.
+    """
+
+    layers: int = Field(default=3, ge=1)
     """MTP layers after this stage, the pre-trained one counted (report, Figure 2: three)."""
-    mixture: dict[Literal["general", "math", "code", "synthetic"], float]
+    tune_first: bool = False
+    """Tune the first layer too. The report freezes it; a fresh one (`mimo import --add-mtp`) knows
+    nothing yet."""
+    mixture: dict[Literal["general", "math", "code", "synthetic"], float] = {}
     """Shares of the sources, by tokens; they sum to 1."""
+    generations: int = Field(default=0, ge=0)
+    """Prompts of the data stage that the model answers. If there are any, the layers learn from
+    these answers and not from the mixture."""
+    generation_tokens: int = Field(default=256, gt=0)
+    """Longest such answer."""
+    generation_temperature: float = Field(default=0.6, gt=0)
+    """Sampling temperature of these answers (that of the evaluation)."""
 
     @model_validator(mode="after")
-    def _check_mixture(self) -> MTPHeadsConfig:
-        check_shares(self.mixture)
+    def _check_text(self) -> MTPHeadsConfig:
+        if not self.generations:
+            check_shares(self.mixture)
+        if self.layers == 1 and not self.tune_first:
+            raise ValueError("layers is 1 and tune_first false: nothing would be tuned")
         return self
 
 
@@ -347,6 +364,9 @@ class Recipe(Config):
     """What the run's reports call it."""
     seed: int = Field(default=0, ge=0)
     """Seeds data order, initial weights, sampling and problems."""
+    init_from: str | None = None
+    """Folder of a model to go on from, as `mimo import` writes it, instead of random weights. The
+    section [model] must describe it, and its tokenizer is taken."""
     model: ModelConfig
     """The architecture."""
     data: DataConfig = DataConfig()
@@ -371,7 +391,9 @@ class Recipe(Config):
                 "model.num_nextn_predict_layers must be 1: pre-training has one MTP layer, and "
                 "mtp_heads.layers says how many there are in the end"
             )
-        if self.data.vocab_size > self.model.vocab_size:
+        if not self.pretrain.schedule and self.init_from is None:
+            raise ValueError("pretrain.schedule is empty: only a run with init_from may skip it")
+        if self.init_from is None and self.data.vocab_size > self.model.vocab_size:
             raise ValueError("data.vocab_size must not exceed model.vocab_size")
         context = self.model.max_position_embeddings
         rows = enumerate(self.pretrain.schedule)
