@@ -132,8 +132,12 @@ class HarvestConfig(Config):
 class DataConfig(Config):
     """Corpus, tokenizer and problems (report, sections 2.1, 3.1 and 3.2)."""
 
+    tokenizer: str = Field(default="train", min_length=1)
+    """`train`: BPE learned from the corpus. `qwen2`: that of MiMo-7B, rebuilt from the ranks in the
+    package dashscope. Else the path of a folder with a tokenizer.json, or of a .tiktoken file of
+    Qwen's ranks."""
     vocab_size: int = Field(default=1024, gt=258)
-    """Size of the BPE vocabulary trained on the corpus."""
+    """Size of the BPE vocabulary trained on the corpus; not read with another `tokenizer`."""
     harvest: HarvestConfig = HarvestConfig()
     """Real text taken for each source."""
     math_pages: int = Field(default=12_000, ge=0)
@@ -347,7 +351,7 @@ class Recipe(Config):
                 "model.num_nextn_predict_layers must be 1: pre-training has one MTP layer, and "
                 "mtp_heads.layers says how many there are in the end"
             )
-        if self.data.vocab_size > self.model.vocab_size:
+        if self.data.tokenizer == "train" and self.data.vocab_size > self.model.vocab_size:
             raise ValueError("data.vocab_size must not exceed model.vocab_size")
         context = self.model.max_position_embeddings
         rows = enumerate(self.pretrain.schedule)
