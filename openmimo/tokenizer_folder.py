@@ -5,10 +5,13 @@ Other tools read the others, so none may be lost on the way through openmimo.
 
 What is refused: everything with which ids would not give back the text (sentencepiece, WordPiece,
 normalizers that rewrite, prefix spaces), and files that contradict themselves.
+
+The Rust library is given only what was checked here before: it panics on some files, and then it
+ends the whole process.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,9 @@ MAX_BYTES = 128 * 2**20
 # The parts that lose nothing. A Split or Punctuation that removes what it finds is none of them.
 _NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD"}
 _SPLITTERS = {"Split", "Digits", "Punctuation"}
+# The keys of tokenizer.json that say which ids a text has. The others add tokens around a text, cut
+# it or pad it; a fine-tuned model's "truncation" would cut documents without a word.
+_ID_KEYS = ("version", "added_tokens", "normalizer", "pre_tokenizer", "decoder", "model")
 
 
 @dataclass(frozen=True)
@@ -68,29 +74,26 @@ def read_tokenizer_folder(folder: Path) -> PublishedTokenizer:
     config = objects.get(CONFIG, {})
     if TOKENIZER in files:
         where = folder / TOKENIZER
-        backend = _guarded(where, lambda: tokenizers.Tokenizer.from_buffer(files[TOKENIZER]))
-        listed = objects[TOKENIZER].get("added_tokens") or []
-        expected = {token["content"]: token["id"] for token in listed}
+        content = objects[TOKENIZER]
+        in_vocab, listed = _check_lossless(content, where), _listed(content, where)
+        kept = json.dumps({key: content[key] for key in _ID_KEYS if key in content})
+        backend = _guarded(where, lambda: tokenizers.Tokenizer.from_str(kept))
     elif VOCAB in files and MERGES in files:
-        where = folder / VOCAB
+        where, in_vocab, listed = folder / VOCAB, objects[VOCAB], {}
         _check_is_qwen2(config, folder)
-        merges = _merges(files[MERGES], folder / MERGES)
-        vocab: dict[str, int] = objects[VOCAB]
-        backend = _guarded(where, lambda: qwen2_pipeline(models.BPE(vocab=vocab, merges=merges)))
-        expected = {}
+        _check_alphabet(in_vocab, where)
+        merges = _merge_lines(files[MERGES], folder / MERGES)
+        _check_merges(merges, in_vocab, folder / MERGES)
+        backend = _guarded(where, lambda: qwen2_pipeline(models.BPE(vocab=in_vocab, merges=merges)))
     else:
         other = "; tokenizer.model is sentencepiece's, and only byte-level BPE is supported"
         raise UserError(
             f"no tokenizer in {folder}: {TOKENIZER} is missing"
             f"{other if (folder / 'tokenizer.model').is_file() else ''}"
         )
-    _check_ids(backend, expected, where)
-    _check_ids(backend, _add_configured(backend, config, folder / CONFIG), folder / CONFIG)
-    _check_lossless(backend, where)
-    _check_vocabulary(backend, where)
-    # Set in files of fine-tuned models, and would cut documents to a length without a word.
-    backend.no_truncation()
-    backend.no_padding()
+    _check_added(backend, listed, where)
+    _check_added(backend, _add_configured(backend, config, folder / CONFIG), folder / CONFIG)
+    _check_clashes(backend, in_vocab, where)
     eos = _token_text(config.get("eos_token") or objects.get(SPECIAL_MAP, {}).get("eos_token"))
     return PublishedTokenizer(backend, files, eos)
 
@@ -126,7 +129,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _guarded(path: Path, build: Any) -> tokenizers.Tokenizer:
+def _guarded(path: Path, build: Callable[[], tokenizers.Tokenizer]) -> tokenizers.Tokenizer:
     """What ``build`` returns; each of the library's faults is a UserError."""
     try:
         return build()
@@ -140,7 +143,7 @@ def _unreadable(path: Path, error: BaseException) -> UserError:
     return UserError(f"{path} is not a readable tokenizer: {' '.join(str(error).split())[:200]}")
 
 
-def _merges(content: bytes, path: Path) -> list[tuple[str, str]]:
+def _merge_lines(content: bytes, path: Path) -> list[tuple[str, str]]:
     try:
         lines = content.decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -184,7 +187,16 @@ def _add_configured(
     return {token.content: token_id for token_id, token in entries}
 
 
-def _check_ids(backend: tokenizers.Tokenizer, expected: dict[str, int], path: Path) -> None:
+def _listed(content: dict[str, Any], path: Path) -> dict[str, int]:
+    """The added tokens of tokenizer.json and their ids."""
+    tokens = content.get("added_tokens") or []
+    try:
+        return {str(token["content"]): token["id"] for token in tokens}
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{path} is not a readable tokenizer: added_tokens is no list") from error
+
+
+def _check_added(backend: tokenizers.Tokenizer, expected: dict[str, int], path: Path) -> None:
     """The library numbers added tokens itself and ignores the ids that a file gives them."""
     for content, token_id in expected.items():
         if backend.token_to_id(content) != token_id:
@@ -194,13 +206,18 @@ def _check_ids(backend: tokenizers.Tokenizer, expected: dict[str, int], path: Pa
             )
 
 
-def _check_lossless(backend: tokenizers.Tokenizer, path: Path) -> None:
-    """Raise UserError unless decoding gives back the text, apart from Unicode normalisation."""
-    model = backend.model
-    if not isinstance(model, models.BPE):
-        raise _foreign(path, f"its model is {type(model).__name__}")
-    normalizer, pre = _parts(backend.normalizer), _parts(backend.pre_tokenizer)
-    decoder = _parts(backend.decoder)
+def _check_lossless(content: dict[str, Any], path: Path) -> dict[str, int]:
+    """Raise UserError unless decoding gives back the text, apart from Unicode normalisation.
+
+    Returns:
+        the model's vocabulary.
+    """
+    model = content.get("model")
+    kind = model.get("type", "BPE") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or kind != "BPE":
+        raise _foreign(path, f"its model is {str(kind)[:40]}, not BPE")
+    normalizer = _parts(content.get("normalizer"), path)
+    pre, decoder = (_parts(content.get(key), path) for key in ("pre_tokenizer", "decoder"))
     if [part["type"] for part in decoder] != ["ByteLevel"]:
         raise _foreign(path, f"its decoder is {_names(decoder)}, not ByteLevel")
     if any(part["type"] not in _NORMALIZERS for part in normalizer):
@@ -211,18 +228,41 @@ def _check_lossless(backend: tokenizers.Tokenizer, path: Path) -> None:
         raise _foreign(path, f"its pre-tokenizer is {_names(pre)}")
     if any(part.get("behavior") == "Removed" for part in splitters):
         raise _foreign(path, "its pre-tokenizer removes text")
-    if levels[0]["add_prefix_space"]:
+    if levels[0].get("add_prefix_space") is not False:
         raise _foreign(path, "it puts a space before each text (add_prefix_space)")
-    if model.continuing_subword_prefix or model.end_of_word_suffix:
+    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise _foreign(path, "it marks the inside or the end of words")
-    if model.dropout:
+    if model.get("dropout"):
         raise _foreign(path, "its model has dropout, so ids are drawn by chance")
-    for byte in BYTE_OF_CHARACTER:
-        if model.token_to_id(byte) is None:
-            raise _foreign(path, f"byte 0x{BYTE_OF_CHARACTER[byte]:02x} has no token")
+    vocab: Any = model.get("vocab")
+    _check_alphabet(vocab, path)
+    _check_merges(model.get("merges"), vocab, path)
+    return dict(vocab)
 
 
-def _check_vocabulary(backend: tokenizers.Tokenizer, path: Path) -> None:
+def _check_alphabet(vocab: Any, path: Path) -> None:
+    """The vocabulary is a table of ids and has all bytes."""
+    if not isinstance(vocab, dict) or not all(type(i) is int and i >= 0 for i in vocab.values()):
+        raise UserError(f"{path} is not a readable tokenizer: its vocab is no table of ids")
+    for character, byte in BYTE_OF_CHARACTER.items():
+        if character not in vocab:
+            raise _foreign(path, f"byte 0x{byte:02x} has no token")
+
+
+def _check_merges(merges: Any, vocab: dict[str, int], path: Path) -> None:
+    """Each merge joins two tokens to a third; written as "left right" or as [left, right]."""
+    for number, merge in enumerate(merges if isinstance(merges, list) else [None], 1):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        try:
+            left, right = pair
+            known = left in vocab and right in vocab and left + right in vocab
+        except (TypeError, ValueError):
+            known = False
+        if not known:
+            raise UserError(f"{path}: merge {number} does not join two tokens of the vocabulary")
+
+
+def _check_clashes(backend: tokenizers.Tokenizer, in_vocab: dict[str, int], path: Path) -> None:
     """One token an id, no holes, and no added token that is also a token of bytes.
 
     An id that is no token could be sampled; none of Qwen2's, Llama's or SmolLM2's leaves one out.
@@ -237,26 +277,31 @@ def _check_vocabulary(backend: tokenizers.Tokenizer, path: Path) -> None:
     for token in backend.get_added_tokens_decoder().values():
         content = token.content
         spelled = not content.isascii() and all(c in BYTE_OF_CHARACTER for c in content)
-        if spelled and backend.model.token_to_id(content) is not None:
+        if spelled and content in in_vocab:
             raise UserError(f"{path}: the added token {content[:40]!r} is also a token of bytes")
 
 
-def _parts(component: Any) -> list[dict[str, Any]]:
+def _parts(component: Any, path: Path) -> list[dict[str, Any]]:
     """A normalizer, pre-tokenizer or decoder as the flat list of its parts."""
-    return [] if component is None else list(_flat(json.loads(component.__getstate__())))
+    try:
+        return [] if component is None else list(_flat(component))
+    except (TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is not a readable tokenizer: a part without type") from error
 
 
-def _flat(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    if state["type"] != "Sequence":
-        yield state
+def _flat(component: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if not isinstance(component["type"], str):
+        raise TypeError("a type that is no string")
+    if component["type"] != "Sequence":
+        yield component
         return
     for name in ("normalizers", "pretokenizers", "decoders"):
-        for part in state.get(name, ()):
+        for part in component.get(name, ()):
             yield from _flat(part)
 
 
 def _names(parts: Iterable[dict[str, Any]]) -> str:
-    return " + ".join(part["type"] for part in parts) or "missing"
+    return " + ".join(part["type"][:40] for part in parts) or "missing"
 
 
 def _foreign(path: Path, reason: str) -> UserError:

@@ -253,7 +253,7 @@ def test_vocab_and_merges_alone(trained: dict[str, Any], tmp_path: Path) -> None
         with pytest.raises(UserError, match=message):
             Tokenizer.load(folder)
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    for text, message in (("a b c\n", "line 1: not two"), ("zz qq\n", "not a readable")):
+    for text, message in (("a b c\n", "line 1: not two"), ("zz qq\n", "merge 1 does")):
         (folder / "merges.txt").write_text(text)
         with pytest.raises(UserError, match=message):
             Tokenizer.load(folder)
@@ -367,8 +367,15 @@ REFUSED: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (put("model", "vocab", "zz", 2**32 - 1), "hole"),
     (put("model", "vocab", "zz", "1"), "not a readable"),
     (put("model", "vocab", []), "not a readable"),
-    (put("model", "merges", [["the", "zzz"]]), "not a readable"),
-    (put("model", "type", "Other"), "not a readable"),
+    (put("model", "type", "Other"), "its model is Other"),
+    (put("model", "merges", None), "merge 1 does not join"),
+    (put("model", "merges", 1, [["e"], "n"]), "merge 2 does not join"),
+    (put("model", "merges", 1, "e n n"), "merge 2 does not join"),
+    # The library panics on these, and that ends the process.
+    (lambda c: c["model"]["merges"].append(["Ġn", "é"]), "merge 90 does not join"),
+    (put("model", "merges", 0, ["the", "zzz"]), "merge 1 does not join"),
+    (put("model", "continuing_subword_prefix", "####"), "of words"),
+    (put("model", "continuing_subword_prefix", "\x00"), "of words"),
     (put("added_tokens", 5, "id", 400), "'a é' has id 400"),
     (put("added_tokens", 5, "id", -1), "not a readable"),
     (put("added_tokens", 5, "content", "é"), "has id 350"),
@@ -376,7 +383,12 @@ REFUSED: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (put("added_tokens", 5, "content", 7), "not a readable"),
     (put("added_tokens", {}), "not a readable"),
     (lambda c: c["added_tokens"].clear(), "names no eos_token"),
-    (lambda c: c.pop("model"), "not a readable"),
+    (lambda c: c.pop("model"), "its model is None"),
+    (lambda c: c["model"]["vocab"].pop("Ġ"), "byte 0x20 has no token"),
+    (put("pre_tokenizer", "ByteLevel"), "not a readable"),
+    (put("pre_tokenizer", {"type": ["ByteLevel"]}), "not a readable"),
+    (put("normalizer", {"type": ["NFC"]}), "not a readable"),
+    (put("decoder", [BYTE_LEVEL]), "not a readable"),
     (lambda c: c["pre_tokenizer"]["pretokenizers"][0].update(pattern={"Regex": "("}), "readable"),
 ]
 
@@ -458,9 +470,9 @@ def test_a_panic_of_the_library_is_an_error(
     class Panic(BaseException):
         """As pyo3 raises it: not an Exception."""
 
-    def panic(content: bytes) -> Any:
+    def panic(content: str) -> Any:
         raise Panic("index out of bounds:\nthe len is 3")
 
-    monkeypatch.setattr(tokenizer_folder.tokenizers.Tokenizer, "from_buffer", panic, raising=True)
+    monkeypatch.setattr(tokenizer_folder.tokenizers.Tokenizer, "from_str", panic, raising=True)
     with pytest.raises(UserError, match="index out of bounds: the len is 3"):
         Tokenizer.load(write(tmp_path, qwen_like(trained)))
