@@ -164,7 +164,8 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of ``text`` (after the tokenizer's Unicode normalisation, for Qwen2's NFC).
 
-        Never a special token's id. Other added tokens, as ``<tool_call>``, are text.
+        Never a special token's id. Other added tokens, as ``<tool_call>``, are text. A byte that a
+        published vocabulary has no token for is left out; ours and Qwen2's have all.
         """
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 

@@ -298,6 +298,19 @@ def test_truncation_and_padding_of_the_file_are_off(
         assert len(tokenizer.encode(text)) == len(tokenizer.encode_many([text])[0]) == len(text)
 
 
+@pytest.mark.parametrize("unk_token", [None, "<|endoftext|>"])
+def test_bytes_without_a_token_are_left_out(
+    trained: dict[str, Any], tmp_path: Path, unk_token: str | None
+) -> None:
+    """As in SmolLM2's vocabulary, which lacks 21 bytes; never do they become a special token."""
+    content = smol_like(trained)
+    vocab = content["model"]["vocab"]
+    vocab["ĀĀ"] = vocab.pop("Ą")  # byte 0x04; no merge makes the other
+    content["model"]["unk_token"] = unk_token
+    tokenizer = Tokenizer.load(write(tmp_path, content))
+    assert tokenizer.encode("a\x04b") == [vocab["a"], vocab["b"]]
+
+
 def metaspace(content: dict[str, Any]) -> None:
     content["pre_tokenizer"] = {
         "type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True,
