@@ -156,8 +156,12 @@ class HarvestConfig(Config):
 class DataConfig(Config):
     """Corpus, tokenizer and problems (report, sections 2.1, 3.1 and 3.2)."""
 
+    tokenizer: str = Field(default="train", min_length=1)
+    """`train`: BPE learned from the corpus. `qwen2`: that of MiMo-7B, rebuilt from the ranks in the
+    package dashscope. Else the path of a folder with a tokenizer.json, or of a .tiktoken file of
+    Qwen's ranks."""
     vocab_size: int = Field(default=1024, gt=258)
-    """Size of the BPE vocabulary trained on the corpus."""
+    """Size of the BPE vocabulary trained on the corpus; not read with another `tokenizer`."""
     harvest: HarvestConfig = HarvestConfig()
     """Real text taken for each source."""
     math_pages: int = Field(default=12_000, ge=0)
@@ -393,7 +397,10 @@ class Recipe(Config):
             )
         if not self.pretrain.schedule and self.init_from is None:
             raise ValueError("pretrain.schedule is empty: only a run with init_from may skip it")
-        if self.init_from is None and self.data.vocab_size > self.model.vocab_size:
+        trained = self.data.tokenizer == "train"
+        if self.init_from is not None and not trained:
+            raise ValueError("data.tokenizer must be left out: init_from brings its own tokenizer")
+        if self.init_from is None and trained and self.data.vocab_size > self.model.vocab_size:
             raise ValueError("data.vocab_size must not exceed model.vocab_size")
         context = self.model.max_position_embeddings
         rows = enumerate(self.pretrain.schedule)

@@ -73,8 +73,7 @@ def _margin(stats: Sequence[EngineStats], layer: int, share: float) -> float:
     if groups < 2:
         return 0.0
     offered = [each.drafts_offered[layer] for each in stats]
-    errors = [
-        each.drafts_accepted[layer] - share * o for each, o in zip(stats, offered, strict=True)
-    ]
+    accepted = [each.drafts_accepted[layer] for each in stats]
+    errors = [a - share * o for a, o in zip(accepted, offered, strict=True)]
     variance = sum(error**2 for error in errors) / (groups - 1)
     return T_95 * math.sqrt(variance * groups) / max(1, sum(offered))

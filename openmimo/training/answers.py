@@ -22,7 +22,7 @@ from openmimo.data.documents import read_records
 from openmimo.errors import UserError
 from openmimo.inference.acceptance import measure_acceptance
 from openmimo.inference.engine import Engine, PlainDecoder
-from openmimo.inference.protocol import Request
+from openmimo.inference.protocol import Request, RequestId
 from openmimo.inference.sampling import sample_seed
 from openmimo.model.mimo import MiMo
 from openmimo.progress import Progress
@@ -88,10 +88,8 @@ class Answers:
         prompts = self._texts("problems/heldout.jsonl")
         model.eval()
         found[when] = {}
-        for name, temperature in (
-            ("greedy", 0.0),
-            ("sampled", self._config.generation_temperature),
-        ):
+        temperatures = {"greedy": 0.0, "sampled": self._config.generation_temperature}
+        for name, temperature in temperatures.items():
             requests = self._requests("acceptance", prompts, MEASURED, temperature)
             measured = measure_acceptance(model, requests, self._tokenizer.vocab_size)
             found[when][name] = measured | {"temperature": temperature}
@@ -107,7 +105,7 @@ class Answers:
             used_vocab=self._tokenizer.vocab_size,
         )
         engine.submit(requests)
-        answers = {}
+        answers: dict[RequestId, list[int]] = {}
         while len(answers) < len(requests):
             if self._run.interrupt.requested:
                 return None
