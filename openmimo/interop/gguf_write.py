@@ -1,0 +1,161 @@
+"""A model's trunk as a GGUF file, for llama.cpp.
+
+llama.cpp has no MiMo, but the trunk is a Qwen2 one, so the file says "qwen2" and holds no MTP
+layers. Norms and biases stay float32, as llama.cpp's own converter leaves them.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter
+from torch import Tensor
+
+from openmimo.config.schema import ModelConfig
+from openmimo.errors import UserError
+from openmimo.interop import gguf_tokenizer
+from openmimo.interop.gguf_names import TrunkShape, gguf_name
+from openmimo.tokenizer import Tokenizer
+
+_MTP = "model.mtp_layers."
+_TYPES = {
+    "float32": (torch.float32, GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
+    "float16": (torch.float16, GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
+    "bfloat16": (torch.bfloat16, GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+}
+
+
+def write_gguf(
+    path: Path | str,
+    config: ModelConfig,
+    read: Callable[[str], Tensor],
+    names: Iterable[str],
+    tokenizer: Tokenizer | None,
+    dtype: str,
+    name: str,
+    license: str = "",
+    basename: str = "",
+) -> None:
+    """Write the trunk to `path`, which appears whole or not at all; an old file is replaced.
+
+    Tensors are read and written one by one, so memory holds one at a time.
+
+    Args:
+        path: where to.
+        config: the model's shape; its `rope_theta` is what the file says.
+        read: a tensor of a published name.
+        names: the published names; those of MTP layers are passed over.
+        tokenizer: if None, llama.cpp can run the model on ids only.
+        dtype: of the matrices: float32, float16 or bfloat16.
+        name: what llama.cpp calls the model.
+        license: as SPDX writes it; empty if there is none to name.
+        basename: the family's name, empty if there is none.
+
+    Raises:
+        UserError: llama.cpp has no such model or tokenizer, the tensors are not those of `config`,
+            a weight is too large for float16, or the disk is full.
+    """
+    path = Path(path)
+    shapes = _trunk(config, names)
+    writer = GGUFWriter(None, "qwen2")
+    _add_config(writer, config, dtype)
+    for key, text in {"name": name, "basename": basename, "license": license}.items():
+        writer.add_string(f"general.{key}", text)  # which leaves out empty ones
+    _add_tokenizer(writer, tokenizer, config.vocab_size)
+    kinds = {n: "float32" if len(shape) == 1 else dtype for n, shape in shapes.items()}
+    for n, shape in shapes.items():
+        torch_type, kind, _ = _TYPES[kinds[n]]
+        size = torch_type.itemsize * int(np.prod(shape))
+        # uint16 stands for "not packed into blocks"; `kind` decides what is written.
+        writer.add_tensor_info(gguf_name(n), shape, np.dtype(np.uint16), size, raw_dtype=kind)
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        writer.write_header_to_file(partial)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for n, shape in shapes.items():
+            writer.write_tensor_data(_data(read(n), n, shape, _TYPES[kinds[n]][0]))
+        writer.close()
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _trunk(config: ModelConfig, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors to write."""
+    heads, head_dim = config.num_attention_heads, config.head_dim
+    if heads * head_dim != config.hidden_size:
+        raise UserError(
+            f"{heads} heads of {head_dim} are not hidden_size {config.hidden_size} wide; "
+            "llama.cpp's qwen2 has no such models, so this one cannot be written to GGUF"
+        )
+    shapes = TrunkShape(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=head_dim,
+        qkv_bias=True,
+        o_bias=False,
+        tied=False,
+    ).tensors()
+    found = {name for name in names if not name.startswith(_MTP)}
+    if wrong := sorted(found ^ shapes.keys()):
+        raise UserError(f"the model and its config disagree about the tensor {wrong[0]}")
+    return shapes
+
+
+def _add_config(writer: GGUFWriter, config: ModelConfig, dtype: str) -> None:
+    writer.add_type("model")
+    writer.add_file_type(_TYPES[dtype][2])
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_vocab_size(config.vocab_size)
+
+
+def _add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer | None, vocab_size: int) -> None:
+    if tokenizer is None:
+        writer.add_tokenizer_model("none")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(folder)
+        files = {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+    for key, value in gguf_tokenizer.from_files(files, vocab_size).items():
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
+        else:
+            writer.add_array(key, value)
+    writer.add_bos_token_id(tokenizer.doc_end_id)
+    writer.add_eos_token_id(tokenizer.eos_id)
+    writer.add_eot_token_id(tokenizer.eos_id)
+    writer.add_pad_token_id(tokenizer.doc_end_id)
+
+
+def _data(tensor: Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> np.ndarray:
+    if tuple(tensor.shape) != shape:
+        raise UserError(f"{name} is {tuple(tensor.shape)}, the config says {shape}")
+    data = tensor.detach().to("cpu", dtype).contiguous()
+    if dtype == torch.float16 and not data.isfinite().all():
+        raise UserError(f"{name} has numbers too large for float16; write bfloat16 instead")
+    if dtype == torch.bfloat16:
+        data = data.view(torch.int16)  # numpy has no bfloat16
+    array: np.ndarray = data.numpy()
+    return array
