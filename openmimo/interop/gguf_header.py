@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import os
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -31,6 +30,7 @@ Value = int | float | bool | str | list[str] | np.ndarray
 # a hostile one can claim.
 _HEADER_LIMIT = 64 * 2**20
 _DEFAULT_ALIGNMENT = 32
+_LONGEST_NAME = 200  # several times the longest real one; names appear in messages
 _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 
 _SCALARS = {
@@ -96,16 +96,16 @@ class _Parser:
 
     def header(self) -> Header:
         self._check_start()
-        tensor_count, field_count = self._number("<u8"), self._number("<u8")
+        tensor_count, field_count = self._number(8), self._number(8)
         fields: dict[str, Value] = {}
         for _ in range(field_count):  # a count that lies runs into the end of the file
-            name = self._string("a field's name")
+            name = self._name("a field's name")
             if name in fields:
                 raise self._fault(f"the field {name} appears twice")
             fields[name] = self._value(name)
         described: dict[str, tuple[tuple[int, ...], GGMLQuantizationType, int]] = {}
         for _ in range(tensor_count):
-            name = self._string("a tensor's name")
+            name = self._name("a tensor's name")
             if name in described:
                 raise self._fault(f"the tensor {name} appears twice")
             described[name] = self._tensor(name)
@@ -121,20 +121,20 @@ class _Parser:
     def _check_start(self) -> None:
         if self._take(4, "the magic number") != b"GGUF":
             raise UserError(f"{self._path} is no GGUF file")
-        version = self._number("<u4")
+        version = self._number(4)
         if version & 0xFFFF == 0:
             raise self._fault("it is big-endian; convert it with gguf-convert-endian first")
         if version not in (2, 3):
             raise self._fault(f"it has version {version} of the format; 2 and 3 can be read")
 
     def _value(self, name: str) -> Value:
-        kind = self._number("<u4")
+        kind = self._number(4)
         if kind == GGUFValueType.STRING:
             return self._string(name)
         if kind != GGUFValueType.ARRAY:
             scalar: int | float | bool = self._array(kind, 1, name)[0].item()
             return scalar
-        kind, count = self._number("<u4"), self._number("<u8")
+        kind, count = self._number(4), self._number(8)
         if kind == GGUFValueType.STRING:
             return [self._string(name) for _ in range(count)]
         return self._array(kind, count, name)
@@ -146,11 +146,11 @@ class _Parser:
         return np.frombuffer(self._take(count * np.dtype(dtype).itemsize, name), dtype)
 
     def _tensor(self, name: str) -> tuple[tuple[int, ...], GGMLQuantizationType, int]:
-        dimensions = self._number("<u4")
+        dimensions = self._number(4)
         if not 1 <= dimensions <= _MAX_DIMENSIONS:
             raise self._fault(f"{name} has {dimensions} dimensions")
-        sizes = [self._number("<u8") for _ in range(dimensions)]
-        kind, offset = self._number("<u4"), self._number("<u8")
+        sizes = [self._number(8) for _ in range(dimensions)]
+        kind, offset = self._number(4), self._number(8)
         try:
             kind = GGMLQuantizationType(kind)
         except ValueError:
@@ -185,12 +185,17 @@ class _Parser:
                     f"the file at {self._file_size}"
                 )
 
-    def _number(self, dtype: str) -> int:
-        size = int(dtype[2:])
+    def _number(self, size: int) -> int:
         return int.from_bytes(self._take(size, "a number"), "little")
 
+    def _name(self, what: str) -> str:
+        name = self._string(what)
+        if not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
+            raise self._fault(f"{what} is no name: {name[:20]!a}")
+        return name
+
     def _string(self, what: str) -> str:
-        length = struct.unpack("<Q", self._take(8, what))[0]
+        length = int.from_bytes(self._take(8, what), "little")
         try:
             return self._take(length, what).decode("utf-8")
         except UnicodeDecodeError:
@@ -206,9 +211,7 @@ class _Parser:
         return data
 
     def _fault(self, fault: str) -> UserError:
-        # Names come from the file: whatever they hold, the message stays one short line.
-        shown = "".join(c if c.isprintable() else "?" for c in fault[:300])
-        return UserError(f"{self._path} cannot be read as GGUF: {shown}")
+        return UserError(f"{self._path} cannot be read as GGUF: {fault}")
 
 
 def _byte_size(shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:

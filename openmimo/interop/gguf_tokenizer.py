@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import tokenizers
 from gguf import TokenType
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
@@ -50,6 +51,13 @@ _SPLITS: dict[str, Any] = {
     "llama-bpe": _split(r"\p{N}{1,3}"),
 }
 _NORMALIZERS: dict[str, Any] = {"qwen2": normalizers.NFC()}
+_NOT_BYTE_LEVEL = (
+    "byte_fallback",
+    "continuing_subword_prefix",
+    "end_of_word_suffix",
+    "unk_token",
+    "dropout",
+)
 _WHOLE_WORDS = {"llama-bpe"}  # a word that is a token is not merged at all
 _BOS_BY_DEFAULT = {"llama-bpe"}
 
@@ -179,12 +187,12 @@ def _known_split(fields: Fields, where: str) -> str:
 def _vocabulary(fields: Fields, vocab_size: int, where: str) -> tuple[list[str], list[int]]:
     """Tokens and their types, without the unused ones at the end."""
     tokens = _strings(fields, "tokens", where)
-    types = fields.get(_PREFIX + "token_type")
-    if types is None or isinstance(types, str) or len(types) != len(tokens):
+    types = np.asarray(fields.get(_PREFIX + "token_type"))
+    if types.dtype.kind not in "iu" or types.shape != (len(tokens),):
         raise UserError(f"{where}: {_PREFIX}token_type does not hold one type for each token")
     if len(tokens) > vocab_size:
         raise UserError(f"{where}: it has {len(tokens)} tokens, but {vocab_size} embeddings")
-    kinds = [int(kind) for kind in types]
+    kinds = types.tolist()
     while kinds and kinds[-1] == TokenType.UNUSED:
         kinds.pop()
     tokens = tokens[: len(kinds)]
@@ -248,8 +256,8 @@ def _bos_first(bos: str | None, vocab: Mapping[str, int], where: str) -> Any:
 def _matching_split(tokenizer: Mapping[str, Any]) -> str:
     """The name of a tokenizer.json's split in llama.cpp, by its structure."""
     model = tokenizer["model"]
-    plain = {"type": "BPE", "byte_fallback": False, "unk_token": None, "dropout": None}
-    if any(model.get(name) != value for name, value in plain.items()):
+    plain = model["type"] == "BPE" and not any(model.get(name) for name in _NOT_BYTE_LEVEL)
+    if not plain:
         raise UserError("the tokenizer is no byte-level BPE, so it cannot be written to GGUF")
     for pre, split in _SPLITS.items():
         backend = tokenizers.Tokenizer(models.BPE())

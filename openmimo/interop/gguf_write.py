@@ -6,10 +6,13 @@ layers. Norms and biases stay float32, as llama.cpp's own converter leaves them.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import gguf
 import numpy as np
@@ -24,10 +27,20 @@ from openmimo.interop.gguf_names import TrunkShape, gguf_name
 from openmimo.tokenizer import Tokenizer
 
 _MTP = "model.mtp_layers."
+
+
+class _Type(NamedTuple):
+    """One way to store numbers, as torch, ggml and the file's own label call it."""
+
+    torch: torch.dtype
+    ggml: GGMLQuantizationType
+    label: gguf.LlamaFileType
+
+
 _TYPES = {
-    "float32": (torch.float32, GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
-    "float16": (torch.float16, GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
-    "bfloat16": (torch.bfloat16, GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+    "float32": _Type(torch.float32, GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
+    "float16": _Type(torch.float16, GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
+    "bfloat16": _Type(torch.bfloat16, GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
 }
 
 
@@ -63,30 +76,38 @@ def write_gguf(
     """
     path = Path(path)
     shapes = _trunk(config, names)
+    kinds = {n: _TYPES["float32" if len(shape) == 1 else dtype] for n, shape in shapes.items()}
     writer = GGUFWriter(None, "qwen2")
     _add_config(writer, config, dtype)
     for key, text in {"name": name, "basename": basename, "license": license}.items():
         writer.add_string(f"general.{key}", text)  # which leaves out empty ones
     _add_tokenizer(writer, tokenizer, config.vocab_size)
-    kinds = {n: "float32" if len(shape) == 1 else dtype for n, shape in shapes.items()}
     for n, shape in shapes.items():
-        torch_type, kind, _ = _TYPES[kinds[n]]
-        size = torch_type.itemsize * int(np.prod(shape))
-        # uint16 stands for "not packed into blocks"; `kind` decides what is written.
-        writer.add_tensor_info(gguf_name(n), shape, np.dtype(np.uint16), size, raw_dtype=kind)
+        size = math.prod(shape) * kinds[n].torch.itemsize
+        # uint16 stands for "not packed into blocks"; raw_dtype decides what is written.
+        writer.add_tensor_info(gguf_name(n), shape, np.dtype("u2"), size, raw_dtype=kinds[n].ggml)
+    data = (_data(read(n), n, shape, kinds[n].torch) for n, shape in shapes.items())
+    _write(writer, data, path)
+
+
+def _write(writer: GGUFWriter, data: Iterable[np.ndarray], path: Path) -> None:
+    """Write what `writer` was told, and the tensors' data, under another name, then rename."""
     partial = path.with_name(path.name + ".tmp")
     try:
         writer.write_header_to_file(partial)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for n, shape in shapes.items():
-            writer.write_tensor_data(_data(read(n), n, shape, _TYPES[kinds[n]][0]))
+        for array in data:
+            writer.write_tensor_data(array)
         writer.close()
         os.replace(partial, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what failed above fails here again
+            writer.close()
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def _trunk(config: ModelConfig, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
@@ -117,7 +138,7 @@ def _trunk(config: ModelConfig, names: Iterable[str]) -> dict[str, tuple[int, ..
 
 def _add_config(writer: GGUFWriter, config: ModelConfig, dtype: str) -> None:
     writer.add_type("model")
-    writer.add_file_type(_TYPES[dtype][2])
+    writer.add_file_type(_TYPES[dtype].label)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)

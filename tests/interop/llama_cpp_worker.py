@@ -45,8 +45,7 @@ def answer(prompt: list[int]) -> list[int]:
 json.dump(
     {
         "ids": [
-            llama.tokenize(text.encode(), add_bos=True, special=True)
-            for text in question["texts"]
+            llama.tokenize(text.encode(), add_bos=True, special=True) for text in question["texts"]
         ],
         "answers": [answer(prompt) for prompt in question["prompts"]],
         "template": llama.metadata.get("tokenizer.chat_template"),
