@@ -136,7 +136,7 @@ def hard_texts() -> list[str]:
         "1234567890 3.14159 1e-5 \u0663\u0664\u0665 \u00bd \u2167 \u00b2\u00b3 \u4e94",
         "def f(x):\n    return x**2  # ok\n\n\tif a!=b:\n        pass\n",
         r"$\frac{a}{b} \sum_{i=0}^{n} x_i^{2}$ \boxed{\sqrt{2}}",
-        "中文测试，你好！日本語テスト 한국어 हिन्दी العربية",
+        "中文\uff0c你好\uff01日本語テスト 한국어 हिन्दी العربية",
         "\U0001f600\U0001f469\u200d\U0001f467 \U0001f3f3\ufe0f\u200d\U0001f308 e\u0301 Z\u0337a",
         "\u00a0\u3000x\u2028y\u0085z\u200b\ufeff \x0b\x0c \x1c\x1d\x1e\x1f x \u00ad\ue000\u0378",
         "<|im_start|>user\nhi<|im_end|>\n<|endoftext|> <|im_start|> <|im_end|>x <think> </think>",
