@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from openmimo.cli_models import add_model_verbs
 from openmimo.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,8 +78,8 @@ STAGES = {
     "eval": StageVerb(
         "score the four variants", "openmimo.evals.run", ("eval",), after=("rl-zero", "rl")
     ),
-    "export": StageVerb(
-        "write the four release folders", "openmimo.release", ("export",), after=("eval",)
+    "release": StageVerb(
+        "write the four release folders", "openmimo.release", ("release",), after=("eval",)
     ),
 }
 
@@ -138,6 +139,8 @@ def run_verb(arguments: list[str]) -> None:
             train(options, overrides)
     elif overrides:
         raise UserError(f"mimo {options.verb} takes no {overrides[0]!r}")
+    elif "handler" in options:
+        options.handler(options)
     elif options.verb == "report":
         from openmimo.report import render_report
 
@@ -167,6 +170,8 @@ def make_parser() -> Parser:
         _add_run_options(
             verbs.add_parser(name, help=text, description=text, epilog=OVERRIDES, add_help=False)
         )
+
+    add_model_verbs(verbs)
 
     report = verbs.add_parser("report", help="render the report of a run")
     report.add_argument("run", metavar="RUN", type=Path, help="the run's folder")

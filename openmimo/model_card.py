@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from openmimo.config.schema import ModelConfig
 from openmimo.errors import REDO, UserError
 from openmimo.metrics import read_metrics
-from openmimo.model.mimo import MiMo
+from openmimo.model.layout import MTP, tensor_shapes
 
 TITLES = {"base": "Base", "rl_zero": "RL-Zero", "sft": "SFT", "rl": "RL"}
 
@@ -27,13 +29,13 @@ _LINEAGE = {
 }
 
 
-def model_card(run: Path, variant: str, model: MiMo, dtype: str) -> str:
+def model_card(run: Path, variant: str, config: ModelConfig, dtype: str) -> str:
     """The card of `variant` ("base", "rl_zero", "sft" or "rl") as Markdown.
 
     Args:
         run: the run's folder.
         variant: which one of its four models.
-        model: that model, for its sizes.
+        config: that model's sizes.
         dtype: of the weights in the release folder.
 
     Raises:
@@ -42,13 +44,14 @@ def model_card(run: Path, variant: str, model: MiMo, dtype: str) -> str:
     results = _read_json(run / "stages" / "eval" / "results.json")
     metrics = {name: _read_metrics(run, name) for name in _LINEAGE[variant]}
     title, own = TITLES[variant], results.get("variants", {}).get(variant, {})
-    mtp = sum(p.numel() for layer in model.mtp_layers for p in layer.parameters())
+    sizes = {name: math.prod(shape) for name, shape in tensor_shapes(config)}
+    mtp = sum(size for name, size in sizes.items() if name.startswith(MTP))
     values = {
         "title": title,
         "folder": variant,
-        "parameters": {"trunk": sum(p.numel() for p in model.parameters()) - mtp, "mtp": mtp},
-        "layers": len(model.mtp_layers),
-        "mtp_hidden": model.config.mtp_hidden,
+        "parameters": {"trunk": sum(sizes.values()) - mtp, "mtp": mtp},
+        "layers": config.num_nextn_predict_layers,
+        "mtp_hidden": config.mtp_hidden,
         "dtype": dtype,
         "recipe": [_describe(name, rows) for name, rows in metrics.items()],
         "pretraining": _last_of_each_stage(metrics["pretrain"]),

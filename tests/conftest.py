@@ -64,3 +64,17 @@ def taught() -> "tuple[MiMo, Tokenizer, list[dict[str, Any]]]":
         for n, (question, answer) in enumerate(zip(questions, answers, strict=True))
     ]
     return model.eval(), tokenizer, problems
+
+
+@pytest.fixture(scope="session")
+def own_module_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """transformers copies remote code to a cache; keep it out of the user's home.
+
+    One for all tests: the modules stay in `sys.modules`, with the paths of the first cache.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        cache = str(tmp_path_factory.mktemp("modules"))
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", cache)
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.syspath_prepend(cache)
+        yield

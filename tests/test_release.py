@@ -1,4 +1,4 @@
-"""The export stage on a run folder with tiny models, and what its model cards say."""
+"""The release stage on a run folder with tiny models, and what its model cards say."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from openmimo.metrics import MetricsWriter
 from openmimo.model.checkpoint import load_release, save_model
 from openmimo.model.mimo import MiMo
 from openmimo.release import VARIANTS
-from openmimo.release import run as run_export
+from openmimo.release import run as run_release
 from openmimo.runs import Run
 from openmimo.tokenizer import Tokenizer
 
@@ -36,12 +36,12 @@ MODEL = ModelConfig(
 )
 
 
-class Export(Config):
+class Release(Config):
     dtype: str = "float32"
 
 
 def recipe(dtype: str = "float32") -> Any:
-    return SimpleNamespace(export=Export(dtype=dtype))
+    return SimpleNamespace(release=Release(dtype=dtype))
 
 
 def score(value: float) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def finish(run: Run, name: str) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A run that has done everything but eval and export; each model has other weights."""
+    """A run that has done everything but eval and release; each model has other weights."""
     run = Run(tmp_path / "run")
     stages = run.dir / "stages"
     Tokenizer.train(["What is 17 + 25? It is 42.\n" * 9], 300).save(stages / "data" / "tokenizer")
@@ -95,7 +95,7 @@ def card(run: Run, variant: str) -> str:
 
 
 def test_each_folder_holds_the_model_of_its_stage(run: Run) -> None:
-    run_export(recipe(), run)
+    run_release(recipe(), run)
     for seed, variant in enumerate(VARIANTS):
         model, tokenizer = load_release(run.dir / variant)
         expected = MiMo(MODEL)
@@ -105,59 +105,59 @@ def test_each_folder_holds_the_model_of_its_stage(run: Run) -> None:
         assert tokenizer.encode("42") == Tokenizer.load(run.dir / "stages/data/tokenizer").encode(
             "42"
         )
-    assert run.done("export") is not None
+    assert run.done("release") is not None
 
 
 def test_the_dtype_is_a_setting(run: Run) -> None:
-    run_export(recipe("bfloat16"), run)
+    run_release(recipe("bfloat16"), run)
     model, _ = load_release(run.dir / "rl")
     assert model.lm_head.weight.dtype == torch.bfloat16
     assert json.loads((run.dir / "rl" / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
-def test_a_finished_export_is_skipped_until_something_changes(run: Run) -> None:
+def test_a_finished_release_is_skipped_until_something_changes(run: Run) -> None:
     add_results(run)
-    run_export(recipe(), run)
+    run_release(recipe(), run)
     marker = run.dir / "rl" / "marker"
     marker.touch()
-    run_export(recipe(), run)
+    run_release(recipe(), run)
     assert marker.exists()
-    run_export(recipe("bfloat16"), run)
+    run_release(recipe("bfloat16"), run)
     assert not marker.exists()
 
 
 def test_a_deleted_folder_comes_back(run: Run) -> None:
-    run_export(recipe(), run)
+    run_release(recipe(), run)
     (run.dir / "sft").rename(run.dir / "away")
-    run_export(recipe(), run)
+    run_release(recipe(), run)
     assert (run.dir / "sft" / "model.safetensors").exists()
 
 
 def test_a_later_evaluation_gets_into_the_cards(run: Run) -> None:
-    run_export(recipe(), run)
+    run_release(recipe(), run)
     assert "Not evaluated." in card(run, "rl")
     add_results(run)
-    run_export(recipe(), run)
+    run_release(recipe(), run)
     assert "Not evaluated." not in card(run, "rl")
 
 
 def test_an_unfinished_stage_is_named(run: Run) -> None:
     (run.dir / "stages" / "rl_zero" / "done.json").unlink()
     with pytest.raises(UserError, match="rl_zero stage"):
-        run_export(recipe(), run)
+        run_release(recipe(), run)
     assert not (run.dir / "base").exists()
 
 
 def test_a_missing_model_is_named(run: Run) -> None:
     (run.dir / "stages" / "sft" / "model" / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"sft/model .*model.safetensors is missing"):
-        run_export(recipe(), run)
-    assert run.done("export") is None
+        run_release(recipe(), run)
+    assert run.done("release") is None
 
 
 def test_the_card_of_rl(run: Run) -> None:
     add_results(run)
-    run_export(recipe(), run)
+    run_release(recipe(), run)
     text = card(run, "rl")
     assert text.startswith("---\nlicense: apache-2.0\n")
     assert "not Xiaomi's" in text
@@ -184,7 +184,7 @@ def test_the_card_of_rl(run: Run) -> None:
 
 def test_the_card_of_base_tells_no_other_models_story(run: Run) -> None:
     add_results(run)
-    run_export(recipe(), run)
+    run_release(recipe(), run)
     text = card(run, "base")
     assert "Supervised" not in text
     assert "tokens a forward pass" not in text  # its drafts were not measured
@@ -196,13 +196,13 @@ def test_damaged_results_are_named(run: Run, content: str) -> None:
     add_results(run)
     (run.dir / "stages" / "eval" / "results.json").write_text(content)
     with pytest.raises(UserError, match=r"stages.*repeat the stage"):
-        run_export(recipe(), run)
+        run_release(recipe(), run)
 
 
 def test_missing_metrics_are_said_to_be_missing(run: Run) -> None:
     for path in run.dir.glob("stages/*/metrics.jsonl"):
         path.unlink()
-    run_export(recipe(), run)
+    run_release(recipe(), run)
     assert "tokens not recorded" in card(run, "rl")
     assert "steps not recorded" in card(run, "rl")
 
@@ -210,7 +210,7 @@ def test_missing_metrics_are_said_to_be_missing(run: Run) -> None:
 @pytest.mark.slow
 def test_the_snippet_of_the_card_runs(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    run_export(recipe(), run)
+    run_release(recipe(), run)
     (snippet,) = re.findall(r"```python\n(.*?)```", card(run, "rl"), flags=re.DOTALL)
     short = snippet.replace("**prompt)", "**prompt, max_new_tokens=4)")
     drafted = short.replace("=4)", "=4, use_mtp=True)")

@@ -16,6 +16,28 @@ from openmimo.config.base import Config
 SOURCES = ("general", "math", "code", "synthetic")
 
 
+class RopeScaling(Config):
+    """How an imported model stretches RoPE to a longer context; MiMo itself does not."""
+
+    kind: Literal["linear", "llama3"]
+    """`linear`: all frequencies divided by the factor. `llama3`: only the low ones, with a smooth
+    change between the two wavelengths below (Llama 3.1)."""
+    factor: float = Field(ge=1)
+    """What the frequencies are divided by."""
+    low_freq_factor: float = Field(default=1.0, gt=0)
+    """llama3: waves longer than the original context over this are divided by the whole factor."""
+    high_freq_factor: float = Field(default=4.0, gt=0)
+    """llama3: waves shorter than the original context over this stay as they are."""
+    original_max_position_embeddings: int = Field(default=8192, gt=0)
+    """llama3: the context before stretching."""
+
+    @model_validator(mode="after")
+    def _check_wavelengths(self) -> RopeScaling:
+        if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError("high_freq_factor must be larger than low_freq_factor")
+        return self
+
+
 class ModelConfig(Config):
     """The MiMo decoder: a Qwen2 trunk and MTP layers (report, section 2.2)."""
 
@@ -33,10 +55,12 @@ class ModelConfig(Config):
     """Number of key/value heads (grouped-query attention)."""
     head_dim: int = Field(gt=0)
     """Width of one attention head; even."""
-    rms_norm_eps: float = Field(default=1e-5, gt=0)
+    rms_norm_eps: float = Field(default=1e-5, gt=0, lt=1)
     """Epsilon of every RMSNorm."""
     rope_theta: float = Field(default=10_000.0, gt=0)
     """RoPE base. In pre-training the stage table's value replaces it."""
+    rope_scaling: RopeScaling | None = None
+    """Stretched RoPE of an imported model; none in MiMo."""
     max_position_embeddings: int = Field(gt=0)
     """Longest sequence, in tokens."""
     initializer_range: float = Field(default=0.02, gt=0)
@@ -309,7 +333,7 @@ class EvalConfig(Config):
     """Held-out prompts on which speculative decoding is measured."""
 
 
-class ExportConfig(Config):
+class ReleaseConfig(Config):
     """Release folders."""
 
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -337,7 +361,7 @@ class Recipe(Config):
     """Reinforcement learning, from SFT (RL) and from Base (RL-Zero)."""
     eval: EvalConfig = EvalConfig()
     """Evaluation."""
-    export: ExportConfig = ExportConfig()
+    release: ReleaseConfig = ReleaseConfig()
     """Release folders."""
 
     @model_validator(mode="after")

@@ -37,7 +37,7 @@ class Context:
         self, config: ModelConfig, positions: Tensor, rope_base: float, cache: CacheView | None
     ) -> None:
         self.positions, self.cache = positions, cache
-        self.cos, self.sin = rope_tables(positions, config.head_dim, rope_base)
+        self.cos, self.sin = rope_tables(positions, config.head_dim, rope_base, config.rope_scaling)
         self.mask = (
             document_mask(positions) if cache is None else cache_mask(positions, cache.length)
         )

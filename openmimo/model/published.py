@@ -1,8 +1,9 @@
 """The config.json of the public MiMo-7B folders, and its way to and from `ModelConfig`.
 
 The form is that of transformers 4.40, with `rope_theta` at the top level: vLLM, SGLang and
-llama.cpp read it there, while `save_pretrained` of transformers 5 would move it into
-`rope_parameters`. Only published keys appear, so that every reader of a MiMo folder reads ours.
+llama.cpp read it there, while `save_pretrained` of transformers 5 moves it into
+`rope_parameters`; both are read. Only published keys are written, so that every reader of a MiMo
+folder reads ours.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from openmimo.config.schema import ModelConfig
+from openmimo.config.schema import ModelConfig, RopeScaling
 from openmimo.errors import UserError
 
 # What the architecture implies. A folder that says otherwise holds another model.
@@ -38,6 +39,7 @@ _SIZES = (
     "initializer_range",
     "num_nextn_predict_layers",
 )
+_LLAMA3 = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
 def to_published(
@@ -59,6 +61,7 @@ def to_published(
     """
     sizes = {name: getattr(config, name) for name in _SIZES}
     sizes["num_nextn_predict_layers"] = min(config.num_nextn_predict_layers, 1)
+    scaling = config.rope_scaling
     return {
         "architectures": ["MiMoForCausalLM"],
         "auto_map": {
@@ -68,6 +71,7 @@ def to_published(
         },
         **_FIXED,
         **sizes,
+        **({"rope_scaling": _published_scaling(scaling)} if scaling else {}),
         "bos_token_id": bos_token_id,
         "eos_token_id": eos_token_id,
         "sliding_window": config.max_position_embeddings,
@@ -79,12 +83,19 @@ def to_published(
     }
 
 
-def from_published(published: dict[str, Any], extra: dict[str, Any], where: str) -> ModelConfig:
+def as_qwen2(published: dict[str, Any]) -> dict[str, Any]:
+    """A published config.json as that of its trunk alone, which is a Qwen2 model."""
+    dropped = ("auto_map", "num_nextn_predict_layers", "use_mrope", "attention_bias")
+    kept = {name: value for name, value in published.items() if name not in dropped}
+    return kept | {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+
+
+def from_published(published: dict[str, Any], own: dict[str, Any], where: str) -> ModelConfig:
     """The `ModelConfig` of a published config.json.
 
     Args:
         published: its content.
-        extra: fields of `ModelConfig` that the published form has no place for.
+        own: fields of `ModelConfig` that the published form has no place for.
         where: the file's name, for errors.
 
     Raises:
@@ -93,17 +104,71 @@ def from_published(published: dict[str, Any], extra: dict[str, Any], where: str)
     for name, value in _FIXED.items():
         found = published.get(name, value)
         if found != value:
-            raise UserError(f"{where}: {name} is {found!r}; MiMo models have {value!r}")
-    if published.get("rope_scaling") is not None:
-        raise UserError(f"{where}: rope_scaling is set; MiMo models have plain RoPE")
-    missing = [name for name in _SIZES if name not in published]
-    if missing:
+            hint = ": bring it in with `mimo import`" if name == "model_type" else ""
+            raise UserError(f"{where}: {name} is {found!r}; MiMo models have {value!r}{hint}")
+    base, scaling = rope_settings(published, where)
+    values = {name: published[name] for name in _SIZES if name in published}
+    if base is not None:
+        values["rope_theta"] = base
+    if missing := [name for name in _SIZES if name not in values]:
         raise UserError(f"{where} lacks {', '.join(missing)}")
-    values = {name: published[name] for name in _SIZES} | extra
+    return make_config(values | own, scaling, where)
+
+
+def rope_settings(published: dict[str, Any], where: str) -> tuple[Any, RopeScaling | None]:
+    """RoPE base (None if not given) and scaling of a config.json, in its old or its new form.
+
+    Raises:
+        UserError: a scaling other than linear and llama3, named.
+    """
+    base = published.get("rope_theta")
+    scaling = published.get("rope_scaling")
+    if (parameters := published.get("rope_parameters")) is not None:
+        if not isinstance(parameters, dict):
+            raise UserError(f"{where}: rope_parameters must be an object, not {parameters!r}")
+        base, scaling = parameters.get("rope_theta", base), scaling or parameters
+    if scaling is None:
+        return base, None
+    if not isinstance(scaling, dict):
+        raise UserError(f"{where}: rope_scaling must be an object, not {scaling!r}")
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return base, None
+    if kind not in ("linear", "llama3"):
+        raise UserError(
+            f"{where}: rope_scaling is {kind!r}; only linear and llama3 scaling can be read"
+        )
+    names = ("factor", *(_LLAMA3 if kind == "llama3" else ()))
+    if missing := [name for name in names if name not in scaling]:
+        raise UserError(f"{where}: rope_scaling lacks {', '.join(missing)}")
+    values = {"kind": kind} | {name: scaling[name] for name in names}
     try:
-        return ModelConfig.model_validate(values, strict=True)
+        return base, RopeScaling.model_validate(values, strict=True)
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        name = ".".join(map(str, fault["loc"]))
-        reason = fault["msg"].removeprefix("Value error, ")
-        raise UserError(f"{where}: {name + ': ' if name else ''}{reason}") from None
+        raise UserError(f"{where}: rope_scaling: {first_fault(error)}") from None
+
+
+def make_config(values: dict[str, Any], scaling: RopeScaling | None, where: str) -> ModelConfig:
+    """A checked `ModelConfig`; every fault is one line that begins with `where`."""
+    try:
+        return ModelConfig.model_validate(values | {"rope_scaling": scaling}, strict=True)
+    except ValidationError as error:
+        raise UserError(f"{where}: {first_fault(error)}") from None
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing that pydantic found, with the name of its field."""
+    fault = error.errors(include_url=False)[0]
+    name = ".".join(map(str, fault["loc"]))
+    reason = fault["msg"].removeprefix("Value error, ")
+    return f"{name + ': ' if name else ''}{reason}"
+
+
+def _published_scaling(scaling: RopeScaling) -> dict[str, Any]:
+    """As transformers spells it; `type` beside it is for readers older than 2024-07."""
+    names = ("factor", *(_LLAMA3 if scaling.kind == "llama3" else ()))
+    return {
+        "rope_type": scaling.kind,
+        "type": scaling.kind,
+        **{name: getattr(scaling, name) for name in names},
+    }

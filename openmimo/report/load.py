@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from openmimo.errors import REDO, UserError
 from openmimo.metrics import read_metrics
 
-STAGES = ("data", "pretrain", "mtp_heads", "sft", "difficulty", "rl_zero", "rl", "eval", "export")
+STAGES = ("data", "pretrain", "mtp_heads", "sft", "difficulty", "rl_zero", "rl", "eval", "release")
 """In the order in which a run does them."""
 
 

@@ -191,7 +191,7 @@ def test_a_failed_save_leaves_the_old_folder(
     def full_disk(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("openmimo.model.checkpoint.save_file", full_disk)
+    monkeypatch.setattr("openmimo.model.folder.save_file", full_disk)
     with pytest.raises(OSError, match="No space"):
         save_model(make_model(seed=1), folder, torch.float32)
     monkeypatch.undo()
@@ -238,11 +238,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "tensor missing": (
         lambda f: change_tensors(f / "model.safetensors", lambda t: t.pop(HEAD)),
-        f"1 tensors are missing, the first is {HEAD}",
+        f"lists {HEAD}, which none of its files holds",
     ),
     "tensor unexpected": (
         lambda f: change_tensors(f / "model.safetensors", lambda t: t.update(new=torch.ones(1))),
-        "1 tensors are unexpected, the first is new",
+        "leaves out new, which a file holds",
     ),
     "wrong shape": (
         lambda f: change_tensors(
@@ -254,7 +254,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: change_tensors(
             f / "model.safetensors", lambda t: t.update({HEAD: t[HEAD].to(torch.int8)})
         ),
-        "int8",
+        "head.weight is I8; only bfloat16",
     ),
     "more layers than stored": (
         lambda f: edit(f / "config.json", num_hidden_layers=4),

@@ -16,19 +16,9 @@ from openmimo.model.mimo import MiMo
 from openmimo.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("own_module_cache")
 
 MakeModel = Callable[..., MiMo]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_module_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """transformers copies remote code to a cache; keep it out of the user's home."""
-    with pytest.MonkeyPatch.context() as patch:
-        cache = str(tmp_path_factory.mktemp("modules"))
-        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", cache)
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.syspath_prepend(cache)
-        yield
 
 
 @pytest.fixture(scope="module")

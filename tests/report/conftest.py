@@ -10,7 +10,7 @@ import pytest
 PRETRAIN = ((1, 2_100_000, 256, 10_000), (2, 2_700_000, 256, 10_000), (3, 3_000_000, 512, 640_000))
 SECONDS = {
     "data": 95.2, "pretrain": 402.0, "mtp_heads": 41.5, "sft": 66.0,
-    "difficulty": 21.0, "rl_zero": 270.3, "rl": 268.9, "eval": 118.4, "export": 4.1,
+    "difficulty": 21.0, "rl_zero": 270.3, "rl": 268.9, "eval": 118.4, "release": 4.1,
 }  # fmt: skip
 
 

@@ -1,0 +1,218 @@
+"""`mimo export`: a model folder, or the models of a run, in the forms that other programs read.
+
+    hf      the published MiMo layout, for transformers; the extra MTP layers beside it
+    vllm    the same without what vLLM and SGLang do not read: the extra MTP layers
+    qwen2   the trunk alone, labelled Qwen2: every program that knows Qwen2 reads it, no remote code
+    gguf    the trunk alone as one file for llama.cpp
+
+Tensors go through one by one; memory stays near one shard.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from openmimo.config.schema import ModelConfig
+from openmimo.errors import UserError
+from openmimo.model.checkpoint import open_model
+from openmimo.model.folder import (
+    CONFIG,
+    SHARD_BYTES,
+    check_vocabulary,
+    copy_mode,
+    dtype_name,
+    write_folder,
+    write_json,
+    write_tokenizer,
+    write_weights,
+)
+from openmimo.model.layout import tensor_shapes
+from openmimo.model.published import as_qwen2, to_published
+from openmimo.model.tensors import DTYPES, TensorFiles
+from openmimo.progress import Progress
+from openmimo.runs import atomic_dir
+from openmimo.tokenizer import Tokenizer
+
+Form = Literal["hf", "vllm", "qwen2", "gguf"]
+FORMS: tuple[Form, ...] = ("hf", "vllm", "qwen2", "gguf")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One model as another program reads it.
+
+    left_out: what this form has no place for, a sentence each.
+    """
+
+    path: Path
+    left_out: list[str]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is exported.
+
+    name: what the new form calls it.
+    folder: of its weights.
+    tokenizer: the folder of its tokenizer; None if it has none.
+    card: the text of README.md, if there is one.
+    """
+
+    name: str
+    folder: Path
+    tokenizer: Path | None
+    card: str | None = None
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Model:
+        """A model folder as it stands."""
+        card = folder / "README.md"
+        has_tokenizer = (folder / "tokenizer.json").exists()
+        return cls(
+            folder.resolve().name,
+            folder,
+            folder if has_tokenizer else None,
+            card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None,
+        )
+
+
+def export_model(
+    model: Model,
+    target: Path,
+    form: Form,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = SHARD_BYTES,
+) -> Exported:
+    """Write `model` to `target`, which appears whole or not at all.
+
+    Args:
+        target: a new folder; with `gguf` a new file.
+        dtype: of the weights; None: as stored.
+
+    Raises:
+        UserError: `target` exists, the model is damaged, or the form cannot hold it.
+    """
+    if target.exists():
+        raise UserError(f"{target} exists already: name another target, or remove it first")
+    config, files = open_model(model.folder)
+    tokenizer = Tokenizer.load(model.tokenizer) if model.tokenizer else None
+    if tokenizer is not None:
+        check_vocabulary(tokenizer, config, str(model.folder))
+    left_out = list(_left_out(config, form))
+    config = _announced(config, form)
+    job = _Job(model, config, files, tokenizer, dtype or stored_dtype(files), max_shard_bytes)
+    if form == "gguf":
+        job.write_gguf(target)
+    else:
+        with atomic_dir(target) as partial:
+            job.write_qwen2(partial) if form == "qwen2" else job.write_mimo(partial)
+            _copy_papers(model, partial)
+    return Exported(target, left_out)
+
+
+def stored_dtype(files: TensorFiles) -> torch.dtype:
+    """The type that holds every stored weight exactly."""
+    found = {tensor.dtype for tensor in files.stored.values()}
+    return DTYPES[found.pop()] if len(found) == 1 else torch.float32
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One export on its way."""
+
+    model: Model
+    config: ModelConfig
+    files: TensorFiles
+    tokenizer: Tokenizer | None
+    dtype: torch.dtype
+    max_shard_bytes: int
+
+    def write_mimo(self, folder: Path) -> None:
+        names = [name for name, _ in tensor_shapes(self.config)]
+        with _Reader(self.files, len(names)) as reader:
+            write_folder(
+                folder, self.config, reader.read, self.dtype, self.tokenizer, self.max_shard_bytes
+            )
+
+    def write_qwen2(self, folder: Path) -> None:
+        shapes = dict(tensor_shapes(self.config))
+        with _Reader(self.files, len(shapes)) as reader:
+            write_weights(folder, shapes, reader.read, self.dtype, self.max_shard_bytes)
+        ids = (self.tokenizer.doc_end_id, self.tokenizer.eos_id) if self.tokenizer else ()
+        published = to_published(self.config, dtype_name(self.dtype), *ids)
+        write_json(folder / CONFIG, as_qwen2(published))
+        if self.tokenizer is not None:
+            write_tokenizer(folder, self.tokenizer, self.config)
+        copy_mode(folder)
+
+    def write_gguf(self, target: Path) -> None:
+        from openmimo.interop.gguf_write import write_gguf
+
+        names = [name for name, _ in tensor_shapes(self.config)]
+        with _Reader(self.files, len(names)) as reader:
+            write_gguf(
+                target,
+                self.config,
+                reader.read,
+                tokenizer=self.tokenizer,
+                dtype=dtype_name(self.dtype),
+                name=self.model.name,
+            )
+
+
+class _Reader:
+    """Reads the tensors of an export and shows how far it is."""
+
+    def __init__(self, files: TensorFiles, total: int) -> None:
+        self._files, self._count = files, 0
+        self._progress = Progress("export", total, every=max(1, total // 5))
+
+    def read(self, name: str) -> Tensor:
+        self._count += 1
+        self._progress.step(self._count)
+        return self._files.read(name)
+
+    def __enter__(self) -> _Reader:
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.__exit__(None, None, None)
+
+
+def _announced(config: ModelConfig, form: Form) -> ModelConfig:
+    """The config with the MTP layers that a form holds."""
+    most = {"hf": config.num_nextn_predict_layers, "vllm": 1, "qwen2": 0, "gguf": 0}[form]
+    layers = min(config.num_nextn_predict_layers, most)
+    return config.model_copy(update={"num_nextn_predict_layers": layers})
+
+
+def _left_out(config: ModelConfig, form: Form) -> Iterable[str]:
+    layers = config.num_nextn_predict_layers
+    if form in ("qwen2", "gguf") and layers:
+        plural = "s" if layers > 1 else ""
+        yield f"{layers} MTP layer{plural}: Qwen2 has none, so there is no speculative decoding"
+    if form == "vllm" and layers > 1:
+        yield f"MTP layers 1 to {layers - 1}: vLLM and SGLang use only layer 0"
+    if form == "vllm" and layers and config.mtp_hidden == "post_norm":
+        yield (
+            "mtp_hidden = post_norm: vLLM feeds the MTP layer the state before the final norm, so "
+            "it accepts fewer drafts; the text stays the same (SGLang feeds the one after it)"
+        )
+
+
+def _copy_papers(model: Model, folder: Path) -> None:
+    """The card, and the licence and notice that came with the weights."""
+    if model.card is not None:
+        (folder / "README.md").write_text(model.card, encoding="utf-8")
+    for pattern in ("LICENSE*", "NOTICE*"):
+        for path in model.folder.glob(pattern):
+            if path.is_file() and path.stat().st_size < 2**20:
+                shutil.copyfile(path, folder / path.name)

@@ -1,0 +1,95 @@
+"""Where an import reads from: a model folder, a GGUF file, or a name on the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from openmimo.errors import UserError
+from openmimo.model.checkpoint import add_extra_layers, read_own_config
+from openmimo.model.folder import CONFIG
+from openmimo.model.layout import Shape
+from openmimo.model.tensors import DTYPES, existing, open_weights, read_json
+from openmimo.tokenizer import Tokenizer
+
+LEGACY_BUFFERS = (".rotary_emb.inv_freq", ".masked_bias")
+"""Ends of names that older transformers saved; their values follow from the config."""
+
+
+class Source(Protocol):
+    """A model to import, described without reading its weights.
+
+    name: what to call it.
+    config: as a config.json.
+    own: as an openmimo.json.
+    shapes: of the stored tensors, by published name.
+    dtype: the type that holds every stored weight exactly.
+    stored_as: the stored types, for people.
+    """
+
+    name: str
+    config: dict[str, Any]
+    own: dict[str, Any]
+    shapes: dict[str, Shape]
+    dtype: torch.dtype
+    stored_as: str
+
+    def read(self, name: str) -> Tensor:
+        """One tensor; raises UserError if it is damaged or not finite."""
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer beside the weights, if there is one."""
+
+
+class FolderSource:
+    """A folder of safetensors files with a config.json."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.name = folder.resolve().name
+        self.config = read_json(existing(folder / CONFIG))
+        self.own = read_own_config(folder)
+        self._files = open_weights(folder)
+        layers = self.own.get("num_nextn_predict_layers", 0)
+        add_extra_layers(self._files, folder, layers if isinstance(layers, int) else 0)
+        self.shapes = {
+            name: shape
+            for name, shape in self._files.shapes.items()
+            if not name.endswith(LEGACY_BUFFERS)
+        }
+        found = {tensor.dtype for tensor in self._files.stored.values()}
+        self.dtype = DTYPES[found.pop()] if len(found) == 1 else torch.float32
+        self.stored_as = ", ".join(sorted({t.dtype for t in self._files.stored.values()}))
+
+    def read(self, name: str) -> Tensor:
+        return self._files.read(name)
+
+    def tokenizer(self) -> Tokenizer | None:
+        if not any((self.folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
+            return None
+        return Tokenizer.load(self.folder)
+
+
+def open_source(source: str) -> Source:
+    """A model by the path of its folder or GGUF file, or by its name on the hub.
+
+    Raises:
+        UserError: there is no such model, or it cannot be read.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        from openmimo.interop.hub import download, is_hub_name
+
+        if not is_hub_name(source):
+            raise UserError(f"no folder or file {source}, and no name on the hub (OWNER/NAME)")
+        path = download(source)
+    if path.is_dir():
+        return FolderSource(path)
+    if path.suffix != ".gguf":
+        raise UserError(f"{source} is neither a model folder nor a .gguf file")
+    from openmimo.interop.gguf_read import GGUFSource
+
+    return GGUFSource(path)

@@ -1,0 +1,164 @@
+"""Writing model folders, in the layout of the public MiMo-7B ones.
+
+    config.json                      the published form (`openmimo.model.published`)
+    model.safetensors                the trunk and the first MTP layer, or several shards of them
+    model.safetensors.index.json     which file holds which tensor
+    mtp_extra.safetensors            MTP layers 1 and up; only openmimo reads it
+    openmimo.json                    the settings that the published form has no place for
+    configuration_mimo.py, modeling_mimo.py      for transformers with `trust_remote_code`
+    tokenizer.json, tokenizer_config.json, generation_config.json    if a tokenizer is given
+
+The index is written even for a single file, because vLLM reads every *.safetensors of a folder
+without one, and its MiMo draft model has no place for the extra layers.
+
+Tensors are asked for one by one and written shard by shard: memory holds one shard and one tensor.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from openmimo.config.schema import ModelConfig
+from openmimo.errors import UserError
+from openmimo.model.layout import Shape, is_extra, tensor_shapes
+from openmimo.model.published import to_published
+from openmimo.model.tensors import INDEX, WEIGHTS
+from openmimo.runs import require_space
+from openmimo.tokenizer import Tokenizer
+
+CONFIG = "config.json"
+OWN_CONFIG = "openmimo.json"
+GENERATION_CONFIG = "generation_config.json"
+EXTRA_WEIGHTS = "mtp_extra.safetensors"
+REMOTE_CODE = ("configuration_mimo.py", "modeling_mimo.py")
+SHARD_BYTES = 2 * 10**9
+
+# In openmimo.json the number of MTP layers counts the extra ones, unlike the published number.
+OWN_FIELDS = ("num_nextn_predict_layers", "mtp_hidden", "mtp_mask_first")
+
+Read = Callable[[str], Tensor]
+"""Gives the tensor of a published name, in any dtype."""
+
+
+def write_folder(
+    folder: Path,
+    config: ModelConfig,
+    read: Read,
+    dtype: torch.dtype,
+    tokenizer: Tokenizer | None = None,
+    max_shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write the files of a MiMo folder into `folder`, which exists.
+
+    Args:
+        folder: where to.
+        config: the model's shape; `rope_theta` must be the base that it was trained with last.
+        read: called once for every tensor of the layout, in the layout's order.
+        dtype: of the stored weights: bfloat16, float16 or float32.
+        tokenizer: if given, its files and a generation_config.json are written too.
+        max_shard_bytes: a larger model is split into files of at most about this size.
+
+    Raises:
+        UserError: the tokenizer does not fit the model, there is no space, or `read` raises it.
+    """
+    if tokenizer is not None:
+        check_vocabulary(tokenizer, config, "the model")
+    shapes = dict(tensor_shapes(config))
+    require_space(folder, sum(map(math.prod, shapes.values())) * dtype.itemsize)
+    published = {name: shape for name, shape in shapes.items() if not is_extra(name)}
+    write_weights(folder, published, read, dtype, max_shard_bytes)
+    if extra := [name for name in shapes if is_extra(name)]:
+        _write_file(folder / EXTRA_WEIGHTS, extra, read, dtype)
+    bos, eos = (tokenizer.doc_end_id, tokenizer.eos_id) if tokenizer else (None, None)
+    write_json(folder / CONFIG, to_published(config, dtype_name(dtype), bos, eos))
+    write_json(folder / OWN_CONFIG, {name: getattr(config, name) for name in OWN_FIELDS})
+    if tokenizer is not None:
+        write_tokenizer(folder, tokenizer, config)
+    copy_mode(folder)
+    for name in REMOTE_CODE:
+        code = importlib.resources.files("openmimo.model.hf") / name
+        (folder / name).write_text(code.read_text(encoding="utf-8"), encoding="utf-8")
+
+
+def write_weights(
+    folder: Path, shapes: dict[str, Shape], read: Read, dtype: torch.dtype, max_shard_bytes: int
+) -> None:
+    """Write safetensors files of the tensors in `shapes`, and their index."""
+    shards: list[list[str]] = [[]]
+    filled = total = 0
+    for name, shape in shapes.items():
+        size = math.prod(shape) * dtype.itemsize
+        if shards[-1] and filled + size > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+        total += size
+    files: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        many = len(shards) > 1
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if many else WEIGHTS
+        _write_file(folder / file, names, read, dtype)
+        files |= dict.fromkeys(names, file)
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": files})
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
+    """The tokenizer's files, and the sampling of the MiMo evaluations as generation_config.json;
+    vLLM and transformers take it as their default."""
+    tokenizer.save(folder)
+    generation = {
+        "bos_token_id": tokenizer.doc_end_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.doc_end_id,
+        "do_sample": True,
+        "temperature": 0.6,
+        "top_p": 0.95,
+        "max_new_tokens": min(2048, config.max_position_embeddings),
+    }
+    write_json(folder / GENERATION_CONFIG, generation)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """One JSON object, readable."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def copy_mode(folder: Path) -> None:
+    """Let those read the weights who may read the config: safetensors lets only the owner."""
+    for path in folder.glob("*.safetensors"):
+        shutil.copymode(folder / CONFIG, path)
+
+
+def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, where: str) -> None:
+    """Raise UserError if the tokenizer has more ids than the model has rows."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and {where} only "
+            f"{config.vocab_size}: they do not belong together"
+        )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As torch spells it after the dot: "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _write_file(path: Path, names: list[str], read: Read, dtype: torch.dtype) -> None:
+    tensors = {name: read(name).detach().to("cpu", dtype).contiguous() for name in names}
+    try:
+        # transformers refuses a file that does not say for which library it is.
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise UserError(f"cannot write {path}, is the disk full? {error}") from error
