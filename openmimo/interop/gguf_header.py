@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from openmimo.errors import UserError
+from openmimo.interop.gguf_library import gguf
 
 Value = int | float | bool | str | list[str] | np.ndarray
 """A field's value; an array of numbers is one-dimensional."""
@@ -34,17 +34,17 @@ _LONGEST_NAME = 200  # several times the longest real one; names appear in messa
 _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 
 _SCALARS = {
-    GGUFValueType.UINT8: "<u1",
-    GGUFValueType.INT8: "<i1",
-    GGUFValueType.UINT16: "<u2",
-    GGUFValueType.INT16: "<i2",
-    GGUFValueType.UINT32: "<u4",
-    GGUFValueType.INT32: "<i4",
-    GGUFValueType.FLOAT32: "<f4",
-    GGUFValueType.UINT64: "<u8",
-    GGUFValueType.INT64: "<i8",
-    GGUFValueType.FLOAT64: "<f8",
-    GGUFValueType.BOOL: "?",
+    gguf.GGUFValueType.UINT8: "<u1",
+    gguf.GGUFValueType.INT8: "<i1",
+    gguf.GGUFValueType.UINT16: "<u2",
+    gguf.GGUFValueType.INT16: "<i2",
+    gguf.GGUFValueType.UINT32: "<u4",
+    gguf.GGUFValueType.INT32: "<i4",
+    gguf.GGUFValueType.FLOAT32: "<f4",
+    gguf.GGUFValueType.UINT64: "<u8",
+    gguf.GGUFValueType.INT64: "<i8",
+    gguf.GGUFValueType.FLOAT64: "<f8",
+    gguf.GGUFValueType.BOOL: "?",
 }
 
 
@@ -54,7 +54,7 @@ class TensorInfo:
 
     shape: tuple[int, ...]
     """In torch's order: the last dimension is contiguous."""
-    kind: GGMLQuantizationType
+    kind: gguf.GGMLQuantizationType
     start: int
     """First byte, from the start of the file."""
     size: int
@@ -103,7 +103,7 @@ class _Parser:
             if name in fields:
                 raise self._fault(f"the field {name} appears twice")
             fields[name] = self._value(name)
-        described: dict[str, tuple[tuple[int, ...], GGMLQuantizationType, int]] = {}
+        described: dict[str, tuple[tuple[int, ...], gguf.GGMLQuantizationType, int]] = {}
         for _ in range(tensor_count):
             name = self._name("a tensor's name")
             if name in described:
@@ -129,13 +129,13 @@ class _Parser:
 
     def _value(self, name: str) -> Value:
         kind = self._number(4)
-        if kind == GGUFValueType.STRING:
+        if kind == gguf.GGUFValueType.STRING:
             return self._string(name)
-        if kind != GGUFValueType.ARRAY:
+        if kind != gguf.GGUFValueType.ARRAY:
             scalar: int | float | bool = self._array(kind, 1, name)[0].item()
             return scalar
         kind, count = self._number(4), self._number(8)
-        if kind == GGUFValueType.STRING:
+        if kind == gguf.GGUFValueType.STRING:
             return [self._string(name) for _ in range(count)]
         return self._array(kind, count, name)
 
@@ -145,19 +145,19 @@ class _Parser:
             raise self._fault(f"{name} has a value of type {kind}, which the format does not know")
         return np.frombuffer(self._take(count * np.dtype(dtype).itemsize, name), dtype)
 
-    def _tensor(self, name: str) -> tuple[tuple[int, ...], GGMLQuantizationType, int]:
+    def _tensor(self, name: str) -> tuple[tuple[int, ...], gguf.GGMLQuantizationType, int]:
         dimensions = self._number(4)
         if not 1 <= dimensions <= _MAX_DIMENSIONS:
             raise self._fault(f"{name} has {dimensions} dimensions")
         sizes = [self._number(8) for _ in range(dimensions)]
         kind, offset = self._number(4), self._number(8)
         try:
-            kind = GGMLQuantizationType(kind)
+            kind = gguf.GGMLQuantizationType(kind)
         except ValueError:
             raise self._fault(f"{name} has the unknown type {kind}") from None
         if 0 in sizes:
             raise self._fault(f"{name} is empty: its sizes are {sizes}")
-        block = GGML_QUANT_SIZES[kind][0]
+        block = gguf.GGML_QUANT_SIZES[kind][0]
         if sizes[0] % block:
             raise self._fault(
                 f"{name} has rows of {sizes[0]} numbers, but {kind.name} packs {block} at a time"
@@ -214,6 +214,6 @@ class _Parser:
         return UserError(f"{self._path} cannot be read as GGUF: {fault}")
 
 
-def _byte_size(shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
-    block, size = GGML_QUANT_SIZES[kind]
+def _byte_size(shape: tuple[int, ...], kind: gguf.GGMLQuantizationType) -> int:
+    block, size = gguf.GGML_QUANT_SIZES[kind]
     return math.prod(shape) // block * size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
 
 _TOP = {
     "model.embed_tokens": "token_embd",
@@ -20,55 +20,11 @@ _LAYER = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-
-
-@dataclass(frozen=True)
-class TrunkShape:
-    """The sizes that decide which tensors a trunk has, and how large they are."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    qkv_bias: bool
-    o_bias: bool
-    tied: bool
-    """Whether the embedding is also the head."""
-
-    def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Published name -> shape, in the order of the layers."""
-        query = self.num_attention_heads * self.head_dim
-        key = self.num_key_value_heads * self.head_dim
-        hidden, inner = self.hidden_size, self.intermediate_size
-        layer: dict[str, tuple[int, ...]] = {
-            "input_layernorm.weight": (hidden,),
-            "self_attn.q_proj.weight": (query, hidden),
-            "self_attn.k_proj.weight": (key, hidden),
-            "self_attn.v_proj.weight": (key, hidden),
-            "self_attn.o_proj.weight": (hidden, query),
-            "post_attention_layernorm.weight": (hidden,),
-            "mlp.gate_proj.weight": (inner, hidden),
-            "mlp.up_proj.weight": (inner, hidden),
-            "mlp.down_proj.weight": (hidden, inner),
-        }
-        if self.qkv_bias:
-            layer["self_attn.q_proj.bias"] = (query,)
-            layer["self_attn.k_proj.bias"] = (key,)
-            layer["self_attn.v_proj.bias"] = (key,)
-        if self.o_bias:
-            layer["self_attn.o_proj.bias"] = (hidden,)
-        shapes: dict[str, tuple[int, ...]] = {
-            "model.embed_tokens.weight": (self.vocab_size, hidden)
-        }
-        for number in range(self.num_hidden_layers):
-            shapes |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}
-        shapes["model.norm.weight"] = (hidden,)
-        if not self.tied:
-            shapes["lm_head.weight"] = (self.vocab_size, hidden)
-        return shapes
+_TOP_BACK = {theirs: ours for ours, theirs in _TOP.items()}
+_LAYER_BACK = {theirs: ours for ours, theirs in _LAYER.items()}
+_IN_GGUF = re.compile(
+    r"(?:blk\.(?P<layer>0|[1-9][0-9]{0,5})\.)?(?P<part>\w+)\.(?P<kind>weight|bias)"
+)
 
 
 def gguf_name(published: str) -> str:
@@ -76,5 +32,16 @@ def gguf_name(published: str) -> str:
     module, _, kind = published.rpartition(".")
     if module in _TOP:
         return f"{_TOP[module]}.{kind}"
-    number, _, part = module.removeprefix("model.layers.").partition(".")
-    return f"blk.{number}.{_LAYER[part]}.{kind}"
+    layer, _, part = module.removeprefix("model.layers.").partition(".")
+    return f"blk.{layer}.{_LAYER[part]}.{kind}"
+
+
+def published_name(name: str) -> str | None:
+    """The way back; None for a tensor that these models do not have."""
+    match = _IN_GGUF.fullmatch(name)
+    if match is None:
+        return None
+    layer, part, kind = match["layer"], match["part"], match["kind"]
+    if layer is None:
+        return f"{_TOP_BACK[part]}.{kind}" if part in _TOP_BACK else None
+    return f"model.layers.{layer}.{_LAYER_BACK[part]}.{kind}" if part in _LAYER_BACK else None

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from gguf import TokenType
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from openmimo.errors import UserError
+from openmimo.interop.gguf_library import gguf
 
 Fields = Mapping[str, Any]
 """Names of GGUF fields ("tokenizer.ggml.pre") to values."""
@@ -58,6 +58,12 @@ _NOT_BYTE_LEVEL = (
     "unk_token",
     "dropout",
 )
+_KINDS = (
+    gguf.TokenType.NORMAL,
+    gguf.TokenType.CONTROL,
+    gguf.TokenType.USER_DEFINED,
+    gguf.TokenType.UNUSED,
+)
 _WHOLE_WORDS = {"llama-bpe"}  # a word that is a token is not merged at all
 _BOS_BY_DEFAULT = {"llama-bpe"}
 
@@ -91,9 +97,9 @@ def to_files(fields: Fields, vocab_size: int, where: str) -> dict[str, bytes]:
     backend.pre_tokenizer = _SPLITS[pre]
     backend.decoder = decoders.ByteLevel()
     added = [
-        AddedToken(token, special=kind == TokenType.CONTROL, normalized=False)
+        AddedToken(token, special=kind == gguf.TokenType.CONTROL, normalized=False)
         for token, kind in zip(tokens, types, strict=True)
-        if kind in (TokenType.CONTROL, TokenType.USER_DEFINED)
+        if kind in (gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED)
     ]
     backend.add_tokens(added)
     config = _config(fields, tokens, vocab_size, where)
@@ -110,16 +116,18 @@ def from_files(files: Mapping[str, bytes], vocab_size: int) -> dict[str, Any]:
     """The GGUF fields of a tokenizer, special ids not among them.
 
     Args:
-        files: the content of its tokenizer.json and tokenizer_config.json.
+        files: its tokenizer.json, and tokenizer_config.json or chat_template.jinja if it has them.
         vocab_size: rows of the model's embedding; ids beyond the tokenizer's are marked unused.
 
     Raises:
         UserError: llama.cpp has no such tokenizer, or it has more tokens than `vocab_size`.
     """
+    if "tokenizer.json" not in files:
+        raise UserError("the tokenizer has no tokenizer.json, from which GGUF is written")
     tokenizer = json.loads(files["tokenizer.json"])
     pre = _matching_split(tokenizer)
     ids = dict(tokenizer["model"]["vocab"])
-    kinds = dict.fromkeys(ids, TokenType.NORMAL)
+    kinds = dict.fromkeys(ids, gguf.TokenType.NORMAL)
     for token in tokenizer["added_tokens"]:
         if token["lstrip"] or token["rstrip"] or token["single_word"]:
             raise UserError(
@@ -128,12 +136,12 @@ def from_files(files: Mapping[str, bytes], vocab_size: int) -> dict[str, Any]:
             )
         ids[token["content"]] = token["id"]
         special = token["special"]
-        kinds[token["content"]] = TokenType.CONTROL if special else TokenType.USER_DEFINED
+        kinds[token["content"]] = gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED
     if max(ids.values()) >= vocab_size:
         raise UserError(f"the tokenizer's ids go to {max(ids.values())}, the model's only to "
                         f"{vocab_size - 1}: they do not belong together")  # fmt: skip
     tokens = [f"[PAD{number}]" for number in range(vocab_size)]
-    types = [int(TokenType.UNUSED)] * vocab_size
+    types = [int(gguf.TokenType.UNUSED)] * vocab_size
     for token, number in ids.items():
         tokens[number], types[number] = token, int(kinds[token])
     if len(set(tokens)) < vocab_size:
@@ -146,11 +154,10 @@ def from_files(files: Mapping[str, bytes], vocab_size: int) -> dict[str, Any]:
         "merges": [" ".join(merge) for merge in tokenizer["model"]["merges"]],
         "add_bos_token": False,
     }
-    config = json.loads(files["tokenizer_config.json"])
-    template = (
-        {"tokenizer.chat_template": config["chat_template"]} if "chat_template" in config else {}
-    )
-    return {_PREFIX + name: value for name, value in fields.items()} | template
+    prefixed = {_PREFIX + name: value for name, value in fields.items()}
+    if template := _template(files):
+        prefixed["tokenizer.chat_template"] = template
+    return prefixed
 
 
 def special_ids(fields: Fields, vocab_size: int, where: str) -> dict[str, int]:
@@ -168,6 +175,11 @@ def special_ids(fields: Fields, vocab_size: int, where: str) -> dict[str, int]:
                 f"0..{vocab_size - 1}"
             )
     return ids
+
+
+def has_tokenizer(fields: Fields) -> bool:
+    """Whether the file holds a tokenizer, of whatever kind."""
+    return fields.get(_PREFIX + "model", "none") not in ("none", "no_vocab")
 
 
 def _known_split(fields: Fields, where: str) -> str:
@@ -193,7 +205,7 @@ def _vocabulary(fields: Fields, vocab_size: int, where: str) -> tuple[list[str],
     if len(tokens) > vocab_size:
         raise UserError(f"{where}: it has {len(tokens)} tokens, but {vocab_size} embeddings")
     kinds = types.tolist()
-    while kinds and kinds[-1] == TokenType.UNUSED:
+    while kinds and kinds[-1] == gguf.TokenType.UNUSED:
         kinds.pop()
     tokens = tokens[: len(kinds)]
     alphabet = set(pre_tokenizers.ByteLevel.alphabet())
@@ -202,11 +214,9 @@ def _vocabulary(fields: Fields, vocab_size: int, where: str) -> tuple[list[str],
         if token in seen or not token:
             raise UserError(f"{where}: token {number}, {token[:40]!r}, is empty or there twice")
         seen.add(token)
-        if kind == TokenType.NORMAL and not alphabet.issuperset(token):
+        if kind == gguf.TokenType.NORMAL and not alphabet.issuperset(token):
             raise UserError(f"{where}: token {number}, {token[:40]!r}, is not in byte-level form")
-        if kind not in (
-            TokenType.NORMAL, TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNUSED
-        ):  # fmt: skip
+        if kind not in _KINDS:
             raise UserError(
                 f"{where}: token {number} has type {kind}, which byte-level BPE has not"
             )
@@ -251,6 +261,14 @@ def _bos_first(bos: str | None, vocab: Mapping[str, int], where: str) -> Any:
     return processors.TemplateProcessing(
         single=[bos, "$A"], pair=[bos, "$A", bos, "$B"], special_tokens=[(bos, vocab[bos])]
     )
+
+
+def _template(files: Mapping[str, bytes]) -> str | None:
+    """The chat template, of which transformers keeps newer ones in a file of their own."""
+    if "chat_template.jinja" in files:
+        return files["chat_template.jinja"].decode("utf-8")
+    template = json.loads(files.get("tokenizer_config.json", b"{}")).get("chat_template")
+    return template if isinstance(template, str) else None  # a list has several, by purpose
 
 
 def _matching_split(tokenizer: Mapping[str, Any]) -> str:

@@ -14,33 +14,34 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import gguf
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter
 from torch import Tensor
 
 from openmimo.config.schema import ModelConfig
 from openmimo.errors import UserError
 from openmimo.interop import gguf_tokenizer
-from openmimo.interop.gguf_names import TrunkShape, gguf_name
+from openmimo.interop.gguf_library import gguf
+from openmimo.interop.gguf_names import gguf_name
+from openmimo.model.layout import Shape, tensor_shapes
+from openmimo.runs import require_space
 from openmimo.tokenizer import Tokenizer
-
-_MTP = "model.mtp_layers."
 
 
 class _Type(NamedTuple):
     """One way to store numbers, as torch, ggml and the file's own label call it."""
 
     torch: torch.dtype
-    ggml: GGMLQuantizationType
+    ggml: gguf.GGMLQuantizationType
     label: gguf.LlamaFileType
 
 
 _TYPES = {
-    "float32": _Type(torch.float32, GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
-    "float16": _Type(torch.float16, GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
-    "bfloat16": _Type(torch.bfloat16, GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+    "float32": _Type(torch.float32, gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
+    "float16": _Type(torch.float16, gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
+    "bfloat16": _Type(
+        torch.bfloat16, gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16
+    ),
 }
 
 
@@ -48,7 +49,6 @@ def write_gguf(
     path: Path | str,
     config: ModelConfig,
     read: Callable[[str], Tensor],
-    names: Iterable[str],
     tokenizer: Tokenizer | None,
     dtype: str,
     name: str,
@@ -62,8 +62,7 @@ def write_gguf(
     Args:
         path: where to.
         config: the model's shape; its `rope_theta` is what the file says.
-        read: a tensor of a published name.
-        names: the published names; those of MTP layers are passed over.
+        read: gives the tensor of a published name; asked once for each, in the layout's order.
         tokenizer: if None, llama.cpp can run the model on ids only.
         dtype: of the matrices: float32, float16 or bfloat16.
         name: what llama.cpp calls the model.
@@ -75,25 +74,29 @@ def write_gguf(
             a weight is too large for float16, or the disk is full.
     """
     path = Path(path)
-    shapes = _trunk(config, names)
+    shapes = _trunk(config)
     kinds = {n: _TYPES["float32" if len(shape) == 1 else dtype] for n, shape in shapes.items()}
-    writer = GGUFWriter(None, "qwen2")
+    writer = gguf.GGUFWriter(None, "qwen2")
     _add_config(writer, config, dtype)
     for key, text in {"name": name, "basename": basename, "license": license}.items():
         writer.add_string(f"general.{key}", text)  # which leaves out empty ones
     _add_tokenizer(writer, tokenizer, config.vocab_size)
+    sizes = {n: math.prod(shape) * kinds[n].torch.itemsize for n, shape in shapes.items()}
     for n, shape in shapes.items():
-        size = math.prod(shape) * kinds[n].torch.itemsize
         # uint16 stands for "not packed into blocks"; raw_dtype decides what is written.
-        writer.add_tensor_info(gguf_name(n), shape, np.dtype("u2"), size, raw_dtype=kinds[n].ggml)
+        writer.add_tensor_info(
+            gguf_name(n), shape, np.dtype("u2"), sizes[n], raw_dtype=kinds[n].ggml
+        )
     data = (_data(read(n), n, shape, kinds[n].torch) for n, shape in shapes.items())
-    _write(writer, data, path)
+    _write(writer, data, path, sum(sizes.values()))
 
 
-def _write(writer: GGUFWriter, data: Iterable[np.ndarray], path: Path) -> None:
+def _write(writer: gguf.GGUFWriter, data: Iterable[np.ndarray], path: Path, size: int) -> None:
     """Write what `writer` was told, and the tensors' data, under another name, then rename."""
     partial = path.with_name(path.name + ".tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        require_space(path.parent, size)
         writer.write_header_to_file(partial)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
@@ -110,33 +113,24 @@ def _write(writer: GGUFWriter, data: Iterable[np.ndarray], path: Path) -> None:
             partial.unlink()
 
 
-def _trunk(config: ModelConfig, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors to write."""
+def _trunk(config: ModelConfig) -> dict[str, Shape]:
+    """Published names and shapes of the tensors to write."""
     heads, head_dim = config.num_attention_heads, config.head_dim
     if heads * head_dim != config.hidden_size:
         raise UserError(
             f"{heads} heads of {head_dim} are not hidden_size {config.hidden_size} wide; "
             "llama.cpp's qwen2 has no such models, so this one cannot be written to GGUF"
         )
-    shapes = TrunkShape(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=heads,
-        num_key_value_heads=config.num_key_value_heads,
-        head_dim=head_dim,
-        qkv_bias=True,
-        o_bias=False,
-        tied=False,
-    ).tensors()
-    found = {name for name in names if not name.startswith(_MTP)}
-    if wrong := sorted(found ^ shapes.keys()):
-        raise UserError(f"the model and its config disagree about the tensor {wrong[0]}")
-    return shapes
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.kind != "linear":
+        raise UserError(
+            f"llama.cpp's qwen2 has no RoPE scaling of kind {scaling.kind}, so this model cannot "
+            "be written to GGUF"
+        )
+    return dict(tensor_shapes(config.model_copy(update={"num_nextn_predict_layers": 0})))
 
 
-def _add_config(writer: GGUFWriter, config: ModelConfig, dtype: str) -> None:
+def _add_config(writer: gguf.GGUFWriter, config: ModelConfig, dtype: str) -> None:
     writer.add_type("model")
     writer.add_file_type(_TYPES[dtype].label)
     writer.add_context_length(config.max_position_embeddings)
@@ -148,9 +142,12 @@ def _add_config(writer: GGUFWriter, config: ModelConfig, dtype: str) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_vocab_size(config.vocab_size)
+    if config.rope_scaling is not None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config.rope_scaling.factor)
 
 
-def _add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer | None, vocab_size: int) -> None:
+def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer | None, vocab_size: int) -> None:
     if tokenizer is None:
         writer.add_tokenizer_model("none")
         return
@@ -170,7 +167,7 @@ def _add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer | None, vocab_size: 
     writer.add_pad_token_id(tokenizer.doc_end_id)
 
 
-def _data(tensor: Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> np.ndarray:
+def _data(tensor: Tensor, name: str, shape: Shape, dtype: torch.dtype) -> np.ndarray:
     if tuple(tensor.shape) != shape:
         raise UserError(f"{name} is {tuple(tensor.shape)}, the config says {shape}")
     data = tensor.detach().to("cpu", dtype).contiguous()

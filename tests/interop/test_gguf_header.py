@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,9 +15,9 @@ from hypothesis import strategies as st
 
 from openmimo.errors import UserError
 from openmimo.interop.gguf_header import read_header
-from openmimo.interop.gguf_read import GGUFModel
+from openmimo.interop.gguf_read import GGUFSource
 
-gguf = pytest.importorskip("gguf")
+from .gguf_files import checked
 
 UINT8, UINT32, STRING, ARRAY, UINT64 = 0, 4, 8, 9, 10
 F32, Q4_0 = 0, 2
@@ -194,7 +195,7 @@ def test_hostile_headers_are_one_error(case: str, tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
-        GGUFModel(path)
+        GGUFSource(path)
     assert str(error.value).count(str(path)) == 1
     assert str(error.value).isprintable()
     assert len(str(error.value)) < 400 + len(str(path))
@@ -211,7 +212,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name in ("nothing", "pipe", "."):
         with pytest.raises(UserError, match="no file"):
-            GGUFModel(tmp_path / name)
+            GGUFSource(tmp_path / name)
 
 
 @pytest.mark.timeout(120)
@@ -222,7 +223,7 @@ def test_files_cut_off_anywhere(write_gguf_file: Any, tmp_path: Path, part: int)
     for length in random.Random(part).sample(range(len(whole)), 5):
         cut.write_bytes(whole[:length])
         with pytest.raises(UserError):
-            GGUFModel(cut)
+            GGUFSource(cut)
 
 
 @pytest.mark.timeout(120)
@@ -231,7 +232,7 @@ def test_damaged_headers_never_crash(write_gguf_file: Any, tmp_path: Path, seed:
     # Some damage changes only a name, or a number to another possible one: those files open, and
     # then their tensors are the right ones.
     path = write_gguf_file()
-    sound = GGUFModel(path)
+    sound = GGUFSource(path)
     content = bytearray(path.read_bytes())
     end = min(info.start for info in read_header(path).tensors.values())
     chance = random.Random(seed)
@@ -243,7 +244,7 @@ def test_damaged_headers_never_crash(write_gguf_file: Any, tmp_path: Path, seed:
         broken = tmp_path / "broken.gguf"
         broken.write_bytes(damaged)
         try:
-            model = GGUFModel(broken)
+            model = checked(broken)
         except UserError:
             continue
         assert model.shapes == sound.shapes

@@ -9,11 +9,9 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from openmimo.errors import UserError
-from openmimo.interop.gguf_read import GGUFModel
+from openmimo.interop.gguf_read import GGUFSource
 from openmimo.interop.gguf_tokenizer import from_files, special_ids, to_files
 from openmimo.tokenizer import Tokenizer
-
-pytest.importorskip("gguf")
 
 SIZE = 640
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -294,7 +292,7 @@ def test_splits_without_a_name(hard_texts: list[str], pre_tokenizer: Any) -> Non
 
 
 def test_smollm2s_tokenizer(smollm2: Path, hard_texts: list[str]) -> None:
-    model = GGUFModel(smollm2)
+    model = GGUFSource(smollm2)
     files = model.tokenizer_files()
     built = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
     assert built.get_vocab_size() == 49152
