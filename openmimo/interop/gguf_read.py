@@ -89,7 +89,8 @@ class GGUFSource:
         self.own: dict[str, Any] = {}
         self.config: dict[str, Any] = self._config()
         name = self._fields.get("general.name")
-        self.name: str = name if isinstance(name, str) and name.isprintable() else path.stem
+        sound = isinstance(name, str) and name.isprintable() and len(name) <= 100
+        self.name = str(name) if sound else path.stem
 
     def read(self, name: str) -> Tensor:
         """One tensor of `shapes`: float32, float16 or bfloat16 as stored, else float32.
@@ -252,7 +253,8 @@ class GGUFSource:
             return torch.from_numpy(data).view(dtype).reshape(info.shape)
         block, size = gguf.GGML_QUANT_SIZES[info.kind]
         packed = data.reshape(*info.shape[:-1], info.shape[-1] // block * size)
-        return torch.from_numpy(gguf.dequantize(packed, info.kind))
+        with np.errstate(all="ignore"):  # `read` says it better than numpy's warnings
+            return torch.from_numpy(gguf.dequantize(packed, info.kind))
 
     def _rotated_heads(self, name: str) -> int:
         """The number of heads whose rows llama.cpp has reordered in this tensor; 0 if none."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from openmimo.errors import UserError
+from openmimo.interop.gguf_header import read_header
 from openmimo.interop.gguf_read import GGUFSource
 
 from .gguf_files import checked
@@ -251,6 +252,21 @@ def test_files_that_change_while_they_are_open(write_gguf_file: WriteGGUF) -> No
     path.unlink()
     with pytest.raises(UserError, match="No such file"):
         model.read("lm_head.weight")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_none(write_gguf_file: WriteGGUF, kind: str, value: float) -> None:
+    path = write_gguf_file(kind=kind)
+    source = GGUFSource(path)
+    content = bytearray(path.read_bytes())
+    start = read_header(path).tensors["blk.1.ffn_up.weight"].start
+    dtype = np.float32 if kind == "F32" else np.float16  # of a block's scale, with Q8_0
+    content[start : start + np.dtype(dtype).itemsize] = np.array(value, dtype).tobytes()
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"layers\.1\.mlp\.up_proj\.weight holds NaN or infinities"):
+        source.read("model.layers.1.mlp.up_proj.weight")
 
 
 def test_tensors_are_copies(write_gguf_file: WriteGGUF) -> None:
