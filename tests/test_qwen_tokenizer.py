@@ -290,6 +290,7 @@ LINES = ranks_of(b"ab", b"abc")
     [
         ([*LINES[:3], b"!!!! 3", *LINES[4:]], "line 4: not a token"),
         ([*LINES[:3], b"Aw=", *LINES[4:]], "line 4: not a token"),
+        ([*LINES[:3], b"A!w== 3", *LINES[4:]], "line 4: not a token"),
         ([*LINES[:3], b"Aw== 3 3", *LINES[4:]], "line 4: not a token"),
         ([*LINES[:3], b"", *LINES[4:]], "line 4: not a token"),
         ([*LINES[:3], b"\xff\xfe 3", *LINES[4:]], "line 4: not a token"),

@@ -238,6 +238,8 @@ def test_vocab_and_merges_alone(trained: dict[str, Any], tmp_path: Path) -> None
     text = "the tokens, a é<think> It's 12345 ½ <|im_end|>\r\n"
     assert parts.encode(text) == full.encode(text)
     assert (parts.vocab_size, parts.eos_id) == (full.vocab_size, full.eos_id)
+    (folder / "merges.txt").write_bytes(merges.replace("\n", "\r\n").encode())
+    assert Tokenizer.load(folder).encode(text) == full.encode(text)
     parts.save(tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "vocab.json", "merges.txt", "tokenizer_config.json",
@@ -358,6 +360,13 @@ def sequence(*parts: dict[str, Any]) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": list(parts)}
 
 
+def two_tokens_with_one_id(content: dict[str, Any]) -> None:
+    """As the library counts them, the ids of the added tokens follow without a hole."""
+    content["model"]["vocab"]["zz"] = 17
+    for token in content["added_tokens"]:
+        token["id"] += 1
+
+
 REFUSED: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (metaspace, "decoder is ByteFallback"),
     (word_piece, "its model is WordPiece"),
@@ -374,7 +383,8 @@ REFUSED: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (put("model", "dropout", 0.5), "dropout"),
     (put("model", "end_of_word_suffix", "</w>"), "of words"),
     (lambda c: c["model"]["vocab"].update({"#": 900}), "has holes|hole or a clash"),
-    (put("model", "vocab", "zz", 17), "share|clash"),
+    (put("model", "vocab", "zz", 17), "a clash"),
+    (two_tokens_with_one_id, "352 tokens share 351 ids"),
     (put("model", "vocab", "zz", -1), "not a readable"),
     (put("model", "vocab", "zz", 2**40), "not a readable"),
     (put("model", "vocab", "zz", 2**32 - 1), "hole"),
