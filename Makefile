@@ -1,6 +1,7 @@
 # Each target first makes .venv, once: again only when pyproject.toml or constraints.txt change.
 #   make speedrun                  train all four variants of nano and write the report
 #   make speedrun ARGS=--smoke     the same in two minutes, to see that it works
+#   make test-llama                exported GGUF files in llama.cpp itself, compiled first (minutes)
 #   make test | lint | setup | clean
 
 PYTHON ?= python3
@@ -18,14 +19,18 @@ endif
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS)
 STAMP := .venv/installed
+LLAMA := .venv-llama
 
-.PHONY: speedrun test lint setup clean
+.PHONY: speedrun test test-llama lint setup clean
 
 speedrun: $(STAMP)
 	$(BIN)/mimo speedrun --out $(RUN) $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
+
+test-llama: $(STAMP) $(LLAMA)/installed
+	LLAMA_PYTHON=$(LLAMA)/bin/python $(BIN)/python -m pytest tests/interop/test_gguf_llama.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -47,6 +52,17 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) --editable '.[plots,dev]'
 	@touch $@
 
+# llama.cpp's Python package has no wheel: pip compiles it, which needs a C++ compiler. It stays
+# out of .venv, which shares nothing with it. What it would compile for images is left out.
+$(LLAMA)/installed: constraints.txt
+	@command -v c++ >/dev/null || \
+	  { echo "llama.cpp has to be compiled, and there is no C++ compiler: apt-get install g++" >&2; exit 1; }
+	@echo "Compiling llama.cpp into $(LLAMA); this takes some minutes."
+	@test -x $(LLAMA)/bin/python || $(PYTHON) -m venv $(LLAMA)
+	@CMAKE_ARGS="-DLLAVA_BUILD=OFF $$CMAKE_ARGS" $(LLAMA)/bin/python -m pip install --quiet \
+	  --constraint constraints.txt $(PIP_ARGS) llama-cpp-python
+	@touch $@
+
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-llama .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 	find openmimo tests -name __pycache__ -prune -exec rm -rf {} +

@@ -117,7 +117,7 @@ def export(options: argparse.Namespace) -> None:
         print(f"wrote {exported.path}")
     for sentence in exported.left_out:
         print(f"  ! left out: {sentence}")
-    for line in usage(options.to, exported.path):
+    for line in usage(options.to, exported.path, exported.drafts):
         print(f"  {line}")
 
 
@@ -147,18 +147,20 @@ def _variants(options: argparse.Namespace) -> dict[Path, Model]:
     return models
 
 
-def usage(form: str, target: Path) -> list[str]:
+def usage(form: str, target: Path, drafts: bool) -> list[str]:
     """How to go on with what was exported: commands for the program it is for."""
+    mtp, eagle = "", ""
+    if drafts:
+        mtp = """ --speculative-config '{"method": "mtp", "num_speculative_tokens": 1}'"""
+        eagle = (
+            " --speculative-algorithm EAGLE --speculative-num-steps 1 --speculative-eagle-topk 1"
+            " --speculative-num-draft-tokens 2"
+        )
     return {
-        "hf": [
-            f'AutoModelForCausalLM.from_pretrained("{target}", trust_remote_code=True)',
-        ],
+        "hf": [f'AutoModelForCausalLM.from_pretrained("{target}", trust_remote_code=True)'],
         "vllm": [
-            f"vllm serve {target} --trust-remote-code --speculative-config "
-            """'{"method": "mtp", "num_speculative_tokens": 1}'""",
-            f"python -m sglang.launch_server --model-path {target} --trust-remote-code "
-            "--speculative-algorithm EAGLE --speculative-num-steps 1 --speculative-eagle-topk 1 "
-            "--speculative-num-draft-tokens 2",
+            f"vllm serve {target} --trust-remote-code{mtp}",
+            f"python -m sglang.launch_server --model-path {target} --trust-remote-code{eagle}",
         ],
         "qwen2": [f"vllm serve {target}"],
         "gguf": [f"llama-cli -m {target}"],

@@ -49,10 +49,12 @@ class Exported:
     """One model as another program reads it.
 
     left_out: what this form has no place for, a sentence each.
+    drafts: whether the other program can draft with an MTP layer.
     """
 
     path: Path
     left_out: list[str]
+    drafts: bool
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,8 @@ def export_model(
     else:
         with atomic_dir(target) as partial:
             job.write_qwen2(partial) if form == "qwen2" else job.write_mimo(partial)
-            _copy_papers(model, partial)
-    return Exported(target, left_out)
+            _copy_papers(model, partial, left_out)
+    return Exported(target, left_out, drafts=config.num_nextn_predict_layers > 0)
 
 
 def stored_dtype(files: TensorFiles) -> torch.dtype:
@@ -208,11 +210,22 @@ def _left_out(config: ModelConfig, form: Form) -> Iterable[str]:
         )
 
 
-def _copy_papers(model: Model, folder: Path) -> None:
+def _copy_papers(model: Model, folder: Path, left_out: list[str]) -> None:
     """The card, and the licence and notice that came with the weights."""
     if model.card is not None:
-        (folder / "README.md").write_text(model.card, encoding="utf-8")
+        card = _with_note(model.card, left_out) if left_out else model.card
+        (folder / "README.md").write_text(card, encoding="utf-8")
     for pattern in ("LICENSE*", "NOTICE*"):
         for path in model.folder.glob(pattern):
             if path.is_file() and path.stat().st_size < 2**20:
                 shutil.copyfile(path, folder / path.name)
+
+
+def _with_note(card: str, left_out: list[str]) -> str:
+    """The card with what this form leaves out on top, below its YAML header."""
+    header, body = "", card
+    if card.startswith("---\n") and "\n---\n" in card[4:]:
+        end = card.index("\n---\n", 4) + len("\n---\n")
+        header, body = card[:end], card[end:]
+    note = "".join(f"> This copy leaves out {sentence}.\n" for sentence in left_out)
+    return f"{header}{note}\n{body}"

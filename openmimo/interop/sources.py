@@ -47,9 +47,8 @@ class Source(Protocol):
 class FolderSource:
     """A folder of safetensors files with a config.json."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.name = folder.resolve().name
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
         self.config = read_json(existing(folder / CONFIG))
         self.own = read_own_config(folder)
         self._files = open_weights(folder)
@@ -78,15 +77,17 @@ def open_source(source: str) -> Source:
     Raises:
         UserError: there is no such model, or it cannot be read.
     """
-    path = Path(source).expanduser()
-    if not path.exists():
+    path, name = Path(source).expanduser(), source
+    if path.exists():
+        name = path.resolve().name
+    else:
         from openmimo.interop.hub import download, is_hub_name
 
         if not is_hub_name(source):
             raise UserError(f"no folder or file {source}, and no name on the hub (OWNER/NAME)")
         path = download(source)
     if path.is_dir():
-        return FolderSource(path)
+        return FolderSource(path, name)
     if path.suffix != ".gguf":
         raise UserError(f"{source} is neither a model folder nor a .gguf file")
     from openmimo.interop.gguf_read import GGUFSource

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -104,7 +105,9 @@ class TensorFiles:
             UserError: the file has changed, or the tensor holds infinities or NaN.
         """
         tensor = self.stored[name]
-        buffer = bytearray(tensor.bytes)
+        # The allocator would keep large buffers for itself after use, in holes that fit no other.
+        large = tensor.bytes > 2**20
+        buffer = mmap.mmap(-1, tensor.bytes) if large else bytearray(tensor.bytes)
         try:
             with tensor.file.open("rb", buffering=0) as file:
                 file.seek(tensor.start)
@@ -117,7 +120,8 @@ class TensorFiles:
         if filled < len(buffer):
             raise UserError(f"{tensor.file} is damaged or cut off: {name} ends too early")
         values = torch.frombuffer(buffer, dtype=DTYPES[tensor.dtype]).view(tensor.shape)
-        if not torch.isfinite(values).all():
+        # In pieces: the check needs several temporary tensors as large as what it looks at.
+        if not all(torch.isfinite(piece).all() for piece in values.flatten().split(2**20)):
             raise UserError(
                 f"{tensor.file}: {name} holds NaN or infinities: the model has diverged or the "
                 "file is damaged"

@@ -165,7 +165,7 @@ def test_a_damaged_model_leaves_nothing_behind(release: Path, tmp_path: Path) ->
     from safetensors.torch import save_file
 
     save_file(tensors, release / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="norm.weight holds NaN"):
+    with pytest.raises(UserError, match=r"norm\.weight holds NaN"):
         send_out(release, tmp_path / "out", "hf")
     assert [path.name for path in tmp_path.iterdir()] == ["release"]
 
