@@ -7,13 +7,16 @@ are marked *assumed*, with the reason.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from openmimo.config.base import Config
 
 SOURCES = ("general", "math", "code", "synthetic")
+
+Size = Annotated[int, Field(gt=0, le=2**31 - 1)]
+"""Bounds of a model's sizes, far from any real one: a damaged config.json is refused early."""
 
 
 class RopeScaling(Config):
@@ -22,13 +25,13 @@ class RopeScaling(Config):
     kind: Literal["linear", "llama3"]
     """`linear`: all frequencies divided by the factor. `llama3`: only the low ones, with a smooth
     change between the two wavelengths below (Llama 3.1)."""
-    factor: float = Field(ge=1)
+    factor: float = Field(ge=1, le=1e6)
     """What the frequencies are divided by."""
     low_freq_factor: float = Field(default=1.0, gt=0)
     """llama3: waves longer than the original context over this are divided by the whole factor."""
     high_freq_factor: float = Field(default=4.0, gt=0)
     """llama3: waves shorter than the original context over this stay as they are."""
-    original_max_position_embeddings: int = Field(default=8192, gt=0)
+    original_max_position_embeddings: Size = 8192
     """llama3: the context before stretching."""
 
     @model_validator(mode="after")
@@ -41,29 +44,29 @@ class RopeScaling(Config):
 class ModelConfig(Config):
     """The MiMo decoder: a Qwen2 trunk and MTP layers (report, section 2.2)."""
 
-    vocab_size: int = Field(gt=0)
+    vocab_size: Size
     """Rows of the embedding and of the head; the tokenizer may use fewer."""
-    hidden_size: int = Field(gt=0)
+    hidden_size: Size
     """Width of the residual stream."""
-    intermediate_size: int = Field(gt=0)
+    intermediate_size: Size
     """Width of the SwiGLU feed-forward layer."""
-    num_hidden_layers: int = Field(gt=0)
+    num_hidden_layers: Size
     """Number of trunk layers, MTP layers not counted."""
-    num_attention_heads: int = Field(gt=0)
+    num_attention_heads: Size
     """Number of query heads."""
-    num_key_value_heads: int = Field(gt=0)
+    num_key_value_heads: Size
     """Number of key/value heads (grouped-query attention)."""
-    head_dim: int = Field(gt=0)
+    head_dim: Size
     """Width of one attention head; even."""
-    rms_norm_eps: float = Field(default=1e-5, gt=0, lt=1)
+    rms_norm_eps: float = Field(default=1e-5, ge=1e-20, le=0.1)
     """Epsilon of every RMSNorm."""
-    rope_theta: float = Field(default=10_000.0, gt=0)
+    rope_theta: float = Field(default=10_000.0, ge=1, le=1e15)
     """RoPE base. In pre-training the stage table's value replaces it."""
     rope_scaling: RopeScaling | None = None
     """Stretched RoPE of an imported model; none in MiMo."""
-    max_position_embeddings: int = Field(gt=0)
+    max_position_embeddings: Size
     """Longest sequence, in tokens."""
-    initializer_range: float = Field(default=0.02, gt=0)
+    initializer_range: float = Field(default=0.02, gt=0, le=10)
     """Standard deviation of the initial weights (assumed: the value of config.json)."""
     num_nextn_predict_layers: int = Field(default=1, ge=0)
     """MTP layers in the model: one in pre-training, up to three for inference."""

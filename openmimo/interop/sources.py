@@ -12,7 +12,7 @@ from openmimo.errors import UserError
 from openmimo.model.checkpoint import add_extra_layers, read_own_config
 from openmimo.model.folder import CONFIG
 from openmimo.model.layout import Shape
-from openmimo.model.tensors import DTYPES, existing, open_weights, read_json
+from openmimo.model.tensors import existing, open_weights, read_json
 from openmimo.tokenizer import Tokenizer
 
 LEGACY_BUFFERS = (".rotary_emb.inv_freq", ".masked_bias")
@@ -59,8 +59,7 @@ class FolderSource:
             for name, shape in self._files.shapes.items()
             if not name.endswith(LEGACY_BUFFERS)
         }
-        found = {tensor.dtype for tensor in self._files.stored.values()}
-        self.dtype = DTYPES[found.pop()] if len(found) == 1 else torch.float32
+        self.dtype = self._files.dtype
         self.stored_as = ", ".join(sorted({t.dtype for t in self._files.stored.values()}))
 
     def read(self, name: str) -> Tensor:
