@@ -60,6 +60,7 @@ _NEUTRAL: dict[str, Value] = {
 # Those that only record where a linear scaling came from:
 _IGNORED = {"rope.scaling.original_context_length", "rope.scaling.finetuned"}
 
+_ADD_BOS = "tokenizer.ggml.add_bos_token"
 _LARGEST = 2**31 - 1
 
 
@@ -87,6 +88,7 @@ class GGUFSource:
         self.stored_as = ", ".join(sorted(kind.name for kind in kinds))
         self.dtype = _PLAIN.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
         self.own: dict[str, Any] = {}
+        self.prefix = "its BOS token" if self._fields.get(_ADD_BOS) is True else ""
         self.config: dict[str, Any] = self._config()
         name = self._fields.get("general.name")
         sound = isinstance(name, str) and name.isprintable() and len(name) <= 100
