@@ -88,7 +88,8 @@ def trained() -> tuple[MiMo, Tokenizer]:
     from openmimo.training.batch import batch_rows
     from openmimo.training.loss import backward_step
     from openmimo.training.optim import build_optimizer, update
-    from openmimo.training.sft import PackedSamples, chat_segment
+    from openmimo.training.packed_samples import PackedSamples
+    from openmimo.training.sft import chat_segment
 
     tokenizer = Tokenizer.train(SENTENCES * 5, 340)
     config = ModelConfig(
@@ -103,7 +104,7 @@ def trained() -> tuple[MiMo, Tokenizer]:
         for n, text in enumerate(SENTENCES)
         for style in ("please", "now", "again")
     ]
-    rows = PackedSamples(samples, length=128, seed=0)
+    rows = PackedSamples(samples, length=128, seed=0, name="sft")
     optimizer = build_optimizer(model.named_parameters(), OptimizerConfig())
     for step in range(80):
         batch = batch_rows([rows.row(4 * step + n) for n in range(4)], 128, tokenizer.doc_end_id)

@@ -141,7 +141,7 @@ FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "no architecture": ({"general.architecture": 5}, "architecture is 5"),
     "an adapter": ({"general.type": "adapter"}, "'adapter', not a model"),
     "a part": ({"split.count": 3}, "llama-gguf-split --merge"),
-    "yarn": ({"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}, "'yarn'"),
+    "yarn": ({"rope.scaling.yarn_log_multiplier": 0.1, "rope.scaling.type": "yarn"}, "'yarn'"),
     "longrope": ({"rope.scaling.type": "longrope"}, "'longrope'"),
     "a scaling that is no text": ({"rope.scaling.type": 1}, "scaling is 1"),
     "linear without a factor": ({"rope.scaling.type": "linear"}, "scaling.factor is missing"),
