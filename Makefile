@@ -1,8 +1,9 @@
 # Each target first makes .venv, once: again only when pyproject.toml or constraints.txt change.
 #   make speedrun                  train all four variants of nano and write the report
 #   make speedrun ARGS=--smoke     the same in two minutes, to see that it works
+#   make test-llama                exported GGUF files in llama.cpp itself, compiled first (minutes)
+#   make test-vllm                 exported folders in vLLM, in a venv of its own
 #   make test | lint | setup | clean
-#   make test-vllm                 our folders in vLLM, in a venv of its own: .venv-vllm
 
 PYTHON ?= python3
 RUN ?= runs/nano
@@ -19,14 +20,14 @@ endif
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS)
 STAMP := .venv/installed
+LLAMA := .venv-llama
 
 # vLLM wants older packages than .venv has, and the CPU build of torch whatever the machine.
-VLLM_BIN := .venv-vllm/bin
-VLLM_PIP := $(VLLM_BIN)/python -m pip install --quiet --no-compile --no-deps $(PIP_ARGS)
-VLLM_STAMP := .venv-vllm/installed
+VLLM := .venv-vllm
+VLLM_PIP := $(VLLM)/bin/python -m pip install --quiet --no-compile --no-deps $(PIP_ARGS)
 CPU_TORCH := --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu
 
-.PHONY: speedrun test test-vllm lint setup clean
+.PHONY: speedrun test test-vllm test-llama lint setup clean
 
 speedrun: $(STAMP)
 	$(BIN)/mimo speedrun --out $(RUN) $(ARGS)
@@ -34,8 +35,11 @@ speedrun: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
 
-test-vllm: $(VLLM_STAMP)
-	$(VLLM_BIN)/python -m pytest tests_vllm $(ARGS)
+test-vllm: $(VLLM)/installed
+	$(VLLM)/bin/python -m pytest tests_vllm $(ARGS)
+
+test-llama: $(STAMP) $(LLAMA)/installed
+	LLAMA_PYTHON=$(LLAMA)/bin/python $(BIN)/python -m pytest tests/interop/test_gguf_llama.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -62,15 +66,26 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 # No resolving: requirements-vllm.txt lists everything.
-$(VLLM_STAMP): pyproject.toml requirements-vllm.txt
+$(VLLM)/installed: pyproject.toml requirements-vllm.txt
 	@$(CHECK_PYTHON)
-	@echo "Installing into .venv-vllm; the first time takes some minutes."
-	@test -x $(VLLM_BIN)/python || $(PYTHON) -m venv .venv-vllm
+	@echo "Installing into $(VLLM); the first time takes some minutes."
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	@$(VLLM_PIP) $(CPU_TORCH)
 	@$(VLLM_PIP) --requirement requirements-vllm.txt
 	@$(VLLM_PIP) --editable .
 	@touch $@
 
+# llama.cpp's Python package has no wheel: pip compiles it, which needs a C++ compiler. It stays
+# out of .venv, which shares nothing with it. What it would compile for images is left out.
+$(LLAMA)/installed: constraints.txt
+	@command -v c++ >/dev/null || \
+	  { echo "llama.cpp has to be compiled, and there is no C++ compiler: apt-get install g++" >&2; exit 1; }
+	@echo "Compiling llama.cpp into $(LLAMA); this takes some minutes."
+	@test -x $(LLAMA)/bin/python || $(PYTHON) -m venv $(LLAMA)
+	@CMAKE_ARGS="-DLLAVA_BUILD=OFF $$CMAKE_ARGS" $(LLAMA)/bin/python -m pip install --quiet \
+	  --constraint constraints.txt $(PIP_ARGS) llama-cpp-python
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf .venv $(VLLM) $(LLAMA) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 	find openmimo tests -name __pycache__ -prune -exec rm -rf {} +

@@ -38,12 +38,12 @@ STAGES = {
     "data": StageVerb(
         "build corpus, tokenizer and problems",
         "openmimo.data.build",
-        ("data", "sft.responses_per_query"),
+        ("init_from", "data", "sft.responses_per_query"),
     ),
     "pretrain": StageVerb(
         "pre-train Base in three stages",
         "openmimo.training.pretrain",
-        ("model", "pretrain"),
+        ("init_from", "model", "pretrain"),
         after=("data",),
     ),
     "mtp-heads": StageVerb(

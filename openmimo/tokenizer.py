@@ -1,5 +1,6 @@
-"""Byte-level BPE in the manner of Qwen2's: text to token ids and back, and the ChatML template.
+"""Byte-level BPE: text to token ids and back, and the ChatML template.
 
+Trained here in the manner of Qwen2's, rebuilt as Qwen2's own, or read from a published folder.
 Text never becomes a control token. `encode` treats `<|im_end|>` in a document or in a user's
 message as ten ordinary characters, and only `chat_prompt` places control tokens, so nobody can
 end a turn or open a system message from inside one.
@@ -9,31 +10,22 @@ import codecs
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, models, pre_tokenizers, trainers
 
 from openmimo.errors import UserError
+from openmimo.qwen_tokenizer import BYTE_OF_CHARACTER, qwen2_backend, qwen2_pipeline
+from openmimo.tokenizer_folder import CONFIG, TOKENIZER, read_tokenizer_folder
 
 DOC_END = "<|endoftext|>"  # separates documents; also the padding token
 TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"  # ends a turn, so generation stops on it
 SPECIAL_TOKENS = (DOC_END, TURN_START, TURN_END)  # Qwen2's order
 
-ROLES = ("system", "user", "assistant")
+_LLAMA_DOC_END = "<|end_of_text|>"  # Llama 3's
 
-# Qwen2's split: contractions, words, single digits, punctuation, line ends, spaces. BPE merges
-# never cross these borders, so a number is always a sequence of digits.
-_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-    r"|[^\r\n\p{L}\p{N}]?\p{L}+"
-    r"|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+"
-    r"|\s+(?!\S)"
-    r"|\s+"
-)
+ROLES = ("system", "user", "assistant")
 
 # Qwen2's ChatML, for the tools that read `chat_template`. Note its default system message:
 # `chat_prompt` always passes one explicitly (empty unless told otherwise), as MiMo recommends.
@@ -49,21 +41,56 @@ CHAT_TEMPLATE = (
 
 
 class Tokenizer:
-    """Token ids of text, in the vocabulary of one ``tokenizer.json``.
+    """Token ids of text.
 
-    Build one with `train` or `load`.
+    Build one with `train`, `qwen2` or `load`.
+
+    vocab_size: number of ids, special tokens included: all of 0 .. vocab_size - 1 are in use.
+    doc_end_id: separates documents, pads rows.
+    eos_id: ends a turn; of a tokenizer without ChatML the token that ends a text.
+    turn_start_id: opens a turn; None without ChatML, and then `chat_prompt` is refused.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        special: dict[str, Any] = {token: backend.token_to_id(token) for token in SPECIAL_TOKENS}
-        missing = [token for token, token_id in special.items() if token_id is None]
-        if missing:
-            raise UserError(f"the tokenizer has no {', '.join(missing)}: it is not a ChatML one")
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        files: Mapping[str, bytes] | None = None,
+        eos_token: str | None = None,
+    ) -> None:
+        """Wrap a checked backend.
+
+        files: what `save` writes, by name; default: files made from the backend.
+        eos_token: ends a text; needed only without ChatML's tokens.
+        """
+        wanted = (DOC_END, _LLAMA_DOC_END, TURN_START, TURN_END, eos_token)
+        ids = {token: backend.token_to_id(token) for token in wanted if token is not None}
+        found = {token: token_id for token, token_id in ids.items() if token_id is not None}
+        chatml = TURN_START in found and TURN_END in found
+        ends = [
+            t for t in (DOC_END, _LLAMA_DOC_END, TURN_END if chatml else eos_token) if t in found
+        ]
+        if not ends:
+            raise UserError(f"the tokenizer has no {DOC_END} and names no eos_token that it has")
+        control = dict.fromkeys((ends[0], *((TURN_START,) if chatml else ()), ends[-1]))
+        # In some fine-tuned models they are ordinary added tokens, which text could contain.
+        backend.add_special_tokens(
+            [AddedToken(str(token), special=True, normalized=False) for token in control]
+        )
         backend.encode_special_tokens = True  # "encode them as the text that they are"
         self._backend = backend
-        self.doc_end_id: int = special[DOC_END]
-        self.turn_start_id: int = special[TURN_START]
-        self.eos_id: int = special[TURN_END]
+        self._files = dict(files or {})
+        self.vocab_size = int(backend.get_vocab_size(with_added_tokens=True))
+        self.doc_end_id = found[str(ends[0])]
+        self.eos_id = found[str(ends[-1])]
+        self.turn_start_id = found[TURN_START] if chatml else None
+        # An added token is written as it is; the others in the characters that stand for bytes.
+        self._added = {
+            token_id: b"" if token.special else token.content.encode()
+            for token_id, token in backend.get_added_tokens_decoder().items()
+        }
+        for token_id, token in backend.get_added_tokens_decoder().items():
+            if token.special and token_id in self.encode(token.content):
+                raise UserError(f"the special token {token.content[:40]!r} is also ordinary text")
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -75,15 +102,7 @@ class Tokenizer:
         smallest = 256 + len(SPECIAL_TOKENS)
         if vocab_size < smallest:
             raise UserError(f"vocab_size is {vocab_size}; a byte-level one needs {smallest}")
-        backend = tokenizers.Tokenizer(models.BPE())
-        backend.normalizer = normalizers.NFC()
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(_SPLIT), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-        backend.decoder = decoders.ByteLevel()
+        backend = qwen2_pipeline(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - len(SPECIAL_TOKENS),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -96,23 +115,34 @@ class Tokenizer:
         return cls(backend)
 
     @classmethod
+    def qwen2(cls, ranks: Path | str | None = None) -> "Tokenizer":
+        """The tokenizer of MiMo-7B and Qwen2.5, 151,665 ids, from its ranks (`qwen2_backend`)."""
+        return cls(qwen2_backend(ranks))
+
+    @classmethod
     def load(cls, folder: Path | str) -> "Tokenizer":
-        """Read ``folder/tokenizer.json``; raises `UserError` if it is missing or broken."""
-        path = Path(folder) / "tokenizer.json"
-        if not path.is_file():
-            raise UserError(f"no tokenizer in {folder}: {path.name} is missing")
+        """Read a folder in the published layout (`read_tokenizer_folder`).
+
+        Raises `UserError` if files are missing or broken, or not byte-level BPE.
+        """
+        found = read_tokenizer_folder(Path(folder))
         try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception for every fault
-            raise UserError(f"{path} is not a readable tokenizer: {error}") from error
-        return cls(backend)
+            return cls(found.backend, found.files, found.eos_token)
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from error
 
     def save(self, folder: Path | str) -> None:
-        """Write ``tokenizer.json`` and the ``tokenizer_config.json`` that transformers reads."""
+        """Write the tokenizer's files: those it was loaded from, to the byte.
+
+        A trained or rebuilt one gets ``tokenizer.json``, and the ``tokenizer_config.json`` that
+        transformers reads.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        # Not with the library's save(): what it raises on a full disk says neither why nor where.
-        (folder / "tokenizer.json").write_text(self._backend.to_str(pretty=True), encoding="utf-8")
+        for name, content in (self._files or self._new_files()).items():
+            (folder / name).write_bytes(content)
+
+    def _new_files(self) -> dict[str, bytes]:
         config = {
             # The plain fast class, because it takes tokenizer.json as it is.
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -124,15 +154,19 @@ class Tokenizer:
             "chat_template": CHAT_TEMPLATE,
         }
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids in use, special tokens included."""
-        return int(self._backend.get_vocab_size(with_added_tokens=True))
+        return {
+            # Not with the library's save(): what it raises on a full disk says neither why nor
+            # where.
+            TOKENIZER: self._backend.to_str(pretty=True).encode(),
+            CONFIG: text.encode(),
+        }
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ``text`` (after Unicode NFC); never a special token's id."""
+        """Ids of ``text`` (after the tokenizer's Unicode normalisation, for Qwen2's NFC).
+
+        Never a special token's id. Other added tokens, as ``<tool_call>``, are text. A byte that a
+        published vocabulary has no token for is left out; ours and Qwen2's have all.
+        """
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
@@ -142,14 +176,19 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids`` without special tokens; bytes that are not UTF-8 become U+FFFD."""
-        return str(self._backend.decode(list(ids), skip_special_tokens=True))
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that one id stands for; none for special tokens and unused ids."""
-        token = self._backend.id_to_token(token_id)
-        if token is None or token in SPECIAL_TOKENS:
+        """The bytes that one id stands for; none for special tokens and ids out of range."""
+        if token_id in self._added:
+            return self._added[token_id]
+        if not 0 <= token_id < self.vocab_size:
             return b""
-        return bytes(_BYTE_OF_CHARACTER[character] for character in token)
+        token = str(self._backend.id_to_token(token_id))
+        try:
+            return bytes(map(BYTE_OF_CHARACTER.__getitem__, token))
+        except KeyError:  # not of the byte-level alphabet: the token is its text
+            return token.encode()
 
     def chat_prompt(
         self, messages: str | Sequence[Mapping[str, str]], system: str = ""
@@ -157,8 +196,11 @@ class Tokenizer:
         """ChatML ids of a conversation, ending with the opened assistant turn.
 
         ``messages`` is a user's text or a list of ``{"role", "content"}``. A list that does not
-        start with a system message gets ``system`` as one.
+        start with a system message gets ``system`` as one. Raises `UserError` for a tokenizer
+        without ChatML's tokens.
         """
+        if self.turn_start_id is None:
+            raise UserError(f"the tokenizer has no {TURN_START} and {TURN_END}: it is not for chat")
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         if not messages or messages[0]["role"] != "system":
@@ -191,14 +233,3 @@ class StreamDecoder:
     def finish(self) -> str:
         """What an unfinished character leaves: U+FFFD, or nothing."""
         return self._utf8.decode(b"", final=True)
-
-
-def _byte_of_character() -> dict[str, int]:
-    """The byte-level alphabet: printable Latin-1 stands for itself, the rest for U+0100 and up."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    table = {chr(byte): byte for byte in printable}
-    return table | {chr(0x100 + index): byte for index, byte in enumerate(others)}
-
-
-_BYTE_OF_CHARACTER = _byte_of_character()

@@ -34,7 +34,8 @@ def taught() -> "tuple[MiMo, Tokenizer, list[dict[str, Any]]]":
     from openmimo.training.batch import batch_rows
     from openmimo.training.loss import backward_step
     from openmimo.training.optim import build_optimizer, update
-    from openmimo.training.sft import PackedSamples, chat_segment
+    from openmimo.training.packed_samples import PackedSamples
+    from openmimo.training.sft import chat_segment
 
     text = "Which digit? so it is then we see that it is \\boxed{1} \\boxed{2}\n"
     tokenizer = Tokenizer.train([text] * 20, 290)
@@ -51,7 +52,7 @@ def taught() -> "tuple[MiMo, Tokenizer, list[dict[str, Any]]]":
         for number, reason in enumerate(("so", "it is", "then we see that it is"))
         for digit in (1, 2, 3)
     ]
-    rows = PackedSamples(samples, length=64, seed=0)
+    rows = PackedSamples(samples, length=64, seed=0, name="sft")
     optimizer = build_optimizer(model.named_parameters(), OptimizerConfig())
     for step in range(60):
         batch = batch_rows([rows.row(4 * step + n) for n in range(4)], 64, tokenizer.doc_end_id)

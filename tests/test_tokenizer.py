@@ -8,12 +8,19 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
+from openmimo.config.schema import ModelConfig
 from openmimo.errors import UserError
+from openmimo.inference.engine import Engine, PlainDecoder
+from openmimo.inference.protocol import Request
+from openmimo.inference.speculative import SpeculativeDecoder
+from openmimo.model.mimo import MiMo
 from openmimo.tokenizer import SPECIAL_TOKENS, StreamDecoder, Tokenizer
 
 TEXTS = [
@@ -118,12 +125,15 @@ def test_missing_and_broken_files(tmp_path: Path, content: str | None) -> None:
         Tokenizer.load(tmp_path)
 
 
-def test_a_tokenizer_without_chatml_tokens_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_without_chatml_there_is_no_chat(folder: Path, tmp_path: Path) -> None:
     content = json.loads((folder / "tokenizer.json").read_text())
     content["added_tokens"] = content["added_tokens"][:1]
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="im_end"):
-        Tokenizer.load(tmp_path)
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.doc_end_id == tokenizer.eos_id == 397
+    assert tokenizer.turn_start_id is None
+    with pytest.raises(UserError, match="im_start"):
+        tokenizer.chat_prompt("Hi")
 
 
 def decoded(tokenizer: Tokenizer, ids: list[int]) -> str:
@@ -149,6 +159,34 @@ def test_chat_prompt_spells_chatml(tokenizer: Tokenizer) -> None:
     )
     assert decoded(tokenizer, tokenizer.chat_prompt(conversation)) == expected
     assert decoded(tokenizer, tokenizer.chat_prompt(conversation[1:], "Be brief.")) == expected
+
+
+@pytest.mark.parametrize("drafts", [0, 1])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_rows_without_a_token_are_never_sampled(
+    tokenizer: Tokenizer, drafts: int, temperature: float
+) -> None:
+    """The model has more rows than the tokenizer has ids, and prefers one that is no token."""
+    config = ModelConfig(
+        vocab_size=416, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8, max_position_embeddings=64,
+    )  # fmt: skip
+    model = MiMo(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    dead = slice(tokenizer.vocab_size, None)
+    with torch.no_grad():  # whatever the hidden state, one of the two rows has a large logit
+        model.lm_head.weight[dead] = 0.0
+        model.lm_head.weight[410], model.lm_head.weight[411] = 50.0, -50.0
+    prompt = np.array(tokenizer.chat_prompt("Hi"))
+    requests = [Request(n, prompt, 20, temperature, 1.0, seed=n) for n in range(4)]
+
+    def sampled(used_vocab: int) -> set[int]:
+        decoder = SpeculativeDecoder(model.eval(), drafts) if drafts else PlainDecoder(model.eval())
+        engine = Engine(decoder, slots=4, max_length=64, used_vocab=used_vocab)
+        return {int(token) for done in engine.run(requests) for token in done.token_ids}
+
+    assert max(sampled(config.vocab_size)) >= 410
+    assert max(sampled(tokenizer.vocab_size)) < tokenizer.vocab_size
 
 
 def test_unknown_roles_are_refused(tokenizer: Tokenizer) -> None:

@@ -7,13 +7,16 @@ are marked *assumed*, with the reason.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from openmimo.config.base import Config
 
 SOURCES = ("general", "math", "code", "synthetic")
+
+Size = Annotated[int, Field(gt=0, le=2**31 - 1)]
+"""Bounds of a model's sizes, far from any real one: a damaged config.json is refused early."""
 
 
 class RopeScaling(Config):
@@ -22,13 +25,13 @@ class RopeScaling(Config):
     kind: Literal["linear", "llama3"]
     """`linear`: all frequencies divided by the factor. `llama3`: only the low ones, with a smooth
     change between the two wavelengths below (Llama 3.1)."""
-    factor: float = Field(ge=1)
+    factor: float = Field(ge=1, le=1e6)
     """What the frequencies are divided by."""
     low_freq_factor: float = Field(default=1.0, gt=0)
     """llama3: waves longer than the original context over this are divided by the whole factor."""
     high_freq_factor: float = Field(default=4.0, gt=0)
     """llama3: waves shorter than the original context over this stay as they are."""
-    original_max_position_embeddings: int = Field(default=8192, gt=0)
+    original_max_position_embeddings: Size = 8192
     """llama3: the context before stretching."""
 
     @model_validator(mode="after")
@@ -41,29 +44,29 @@ class RopeScaling(Config):
 class ModelConfig(Config):
     """The MiMo decoder: a Qwen2 trunk and MTP layers (report, section 2.2)."""
 
-    vocab_size: int = Field(gt=0)
+    vocab_size: Size
     """Rows of the embedding and of the head; the tokenizer may use fewer."""
-    hidden_size: int = Field(gt=0)
+    hidden_size: Size
     """Width of the residual stream."""
-    intermediate_size: int = Field(gt=0)
+    intermediate_size: Size
     """Width of the SwiGLU feed-forward layer."""
-    num_hidden_layers: int = Field(gt=0)
+    num_hidden_layers: Size
     """Number of trunk layers, MTP layers not counted."""
-    num_attention_heads: int = Field(gt=0)
+    num_attention_heads: Size
     """Number of query heads."""
-    num_key_value_heads: int = Field(gt=0)
+    num_key_value_heads: Size
     """Number of key/value heads (grouped-query attention)."""
-    head_dim: int = Field(gt=0)
+    head_dim: Size
     """Width of one attention head; even."""
-    rms_norm_eps: float = Field(default=1e-5, gt=0, lt=1)
+    rms_norm_eps: float = Field(default=1e-5, ge=1e-20, le=0.1)
     """Epsilon of every RMSNorm."""
-    rope_theta: float = Field(default=10_000.0, gt=0)
+    rope_theta: float = Field(default=10_000.0, ge=1, le=1e15)
     """RoPE base. In pre-training the stage table's value replaces it."""
     rope_scaling: RopeScaling | None = None
     """Stretched RoPE of an imported model; none in MiMo."""
-    max_position_embeddings: int = Field(gt=0)
+    max_position_embeddings: Size
     """Longest sequence, in tokens."""
-    initializer_range: float = Field(default=0.02, gt=0)
+    initializer_range: float = Field(default=0.02, gt=0, le=10)
     """Standard deviation of the initial weights (assumed: the value of config.json)."""
     num_nextn_predict_layers: int = Field(default=1, ge=0)
     """MTP layers in the model: one in pre-training, up to three for inference."""
@@ -156,8 +159,12 @@ class HarvestConfig(Config):
 class DataConfig(Config):
     """Corpus, tokenizer and problems (report, sections 2.1, 3.1 and 3.2)."""
 
+    tokenizer: str = Field(default="train", min_length=1)
+    """`train`: BPE learned from the corpus. `qwen2`: that of MiMo-7B, rebuilt from the ranks in the
+    package dashscope. Else the path of a folder with a tokenizer.json, or of a .tiktoken file of
+    Qwen's ranks."""
     vocab_size: int = Field(default=1024, gt=258)
-    """Size of the BPE vocabulary trained on the corpus."""
+    """Size of the BPE vocabulary trained on the corpus; not read with another `tokenizer`."""
     harvest: HarvestConfig = HarvestConfig()
     """Real text taken for each source."""
     math_pages: int = Field(default=12_000, ge=0)
@@ -187,8 +194,9 @@ class DataConfig(Config):
 class PretrainConfig(Config):
     """The three stages of pre-training (report, section 2.3)."""
 
-    schedule: tuple[ScheduleRow, ...] = Field(min_length=1)
-    """The table in tokens: learning rate, batch, length, RoPE base, MTP weight, mixture."""
+    schedule: tuple[ScheduleRow, ...]
+    """The table in tokens: learning rate, batch, length, RoPE base, MTP weight, mixture. Only with
+    `init_from` it may be empty: the model is handed on as it is."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW's settings."""
     tokens_per_microbatch: int = Field(default=16_384, gt=0)
@@ -226,16 +234,32 @@ class TuneConfig(Config):
 
 
 class MTPHeadsConfig(TuneConfig):
-    """Two copies of the MTP layer, tuned for inference with everything else frozen."""
+    """More MTP layers for inference: copies of the first one, tuned with everything else frozen.
 
-    layers: int = Field(default=3, ge=2)
+    They learn from the corpus, or from the model's own answers, which is what they will draft.
+    """
+
+    layers: int = Field(default=3, ge=1)
     """MTP layers after this stage, the pre-trained one counted (report, Figure 2: three)."""
-    mixture: dict[Literal["general", "math", "code", "synthetic"], float]
+    tune_first: bool = False
+    """Tune the first layer too. The report freezes it; a fresh one (`mimo import --add-mtp`) knows
+    nothing yet."""
+    mixture: dict[Literal["general", "math", "code", "synthetic"], float] = {}
     """Shares of the sources, by tokens; they sum to 1."""
+    generations: int = Field(default=0, ge=0)
+    """Prompts of the data stage that the model answers. If there are any, the layers learn from
+    these answers and not from the mixture."""
+    generation_tokens: int = Field(default=256, gt=0)
+    """Longest such answer."""
+    generation_temperature: float = Field(default=0.6, gt=0)
+    """Sampling temperature of these answers (that of the evaluation)."""
 
     @model_validator(mode="after")
-    def _check_mixture(self) -> MTPHeadsConfig:
-        check_shares(self.mixture)
+    def _check_text(self) -> MTPHeadsConfig:
+        if not self.generations:
+            check_shares(self.mixture)
+        if self.layers == 1 and not self.tune_first:
+            raise ValueError("layers is 1 and tune_first false: nothing would be tuned")
         return self
 
 
@@ -347,6 +371,9 @@ class Recipe(Config):
     """What the run's reports call it."""
     seed: int = Field(default=0, ge=0)
     """Seeds data order, initial weights, sampling and problems."""
+    init_from: str | None = None
+    """Folder of a model to go on from, as `mimo import` writes it, instead of random weights. The
+    section [model] must describe it, and its tokenizer is taken."""
     model: ModelConfig
     """The architecture."""
     data: DataConfig = DataConfig()
@@ -371,7 +398,12 @@ class Recipe(Config):
                 "model.num_nextn_predict_layers must be 1: pre-training has one MTP layer, and "
                 "mtp_heads.layers says how many there are in the end"
             )
-        if self.data.vocab_size > self.model.vocab_size:
+        if not self.pretrain.schedule and self.init_from is None:
+            raise ValueError("pretrain.schedule is empty: only a run with init_from may skip it")
+        trained = self.data.tokenizer == "train"
+        if self.init_from is not None and not trained:
+            raise ValueError("data.tokenizer must be left out: init_from brings its own tokenizer")
+        if self.init_from is None and trained and self.data.vocab_size > self.model.vocab_size:
             raise ValueError("data.vocab_size must not exceed model.vocab_size")
         context = self.model.max_position_embeddings
         rows = enumerate(self.pretrain.schedule)

@@ -1,6 +1,6 @@
 """The data stage: everything that training, RL and evaluation read.
 
-    RUN/stages/data/tokenizer/               BPE learned from the decontaminated corpus
+    RUN/stages/data/tokenizer/               BPE learned from the clean corpus, or the given one
     RUN/stages/data/shards/                  the four sources as tokens
     RUN/stages/data/sft.jsonl                {"prompt", "response", "query_id", "domain"}
     RUN/stages/data/problems/heldout.jsonl   for evaluation; no training text holds them
@@ -13,6 +13,7 @@ interrupted attempt left.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections import Counter
@@ -36,7 +37,8 @@ from openmimo.data.tagging import SourceTags, tag
 from openmimo.errors import UserError
 from openmimo.progress import Progress
 from openmimo.runs import Run, atomic_dir, atomic_write
-from openmimo.tokenizer import Tokenizer
+from openmimo.tokenizer import TURN_START, Tokenizer
+from openmimo.tokenizer_folder import FILES
 
 LEAKED_QUERIES = 0.01
 """Held-out problems among the raw SFT queries, as a share of these: decontamination finds them."""
@@ -70,13 +72,14 @@ class Corpus:
 def run(recipe: Recipe, run: Run) -> None:
     """Stage `data`.
 
-    Raises UserError if a source of text is missing, or if a family has fewer distinct problems than
-    asked for.
+    Raises UserError if a source of text is missing, if a family has fewer distinct problems than
+    asked for, or if the given tokenizer is missing, broken or does not fit the model.
     """
     data, seed = recipe.data, recipe.seed
     stage = run.stage("data", data_hash(recipe))
     if stage.is_done():
         return
+    given = given_tokenizer(recipe)
     with Progress("data", STEPS) as progress:
 
         def done(step: int, **values: Any) -> None:
@@ -99,7 +102,7 @@ def run(recipe: Recipe, run: Run) -> None:
         verify_clean(sets, corpus, samples)
         done(4, contaminated=sum(corpus.contaminated.values()), sft=len(samples))
 
-        tokenizer = Tokenizer.train(_tokenizer_sample(corpus, seed), data.vocab_size)
+        tokenizer = given or Tokenizer.train(_tokenizer_sample(corpus, seed), data.vocab_size)
         with atomic_dir(stage.dir / "tokenizer") as folder:
             tokenizer.save(folder)
         done(5, vocabulary=tokenizer.vocab_size)
@@ -124,10 +127,46 @@ def run(recipe: Recipe, run: Run) -> None:
 
 
 def data_hash(recipe: Recipe) -> str:
-    """Hash of the settings that this stage's files depend on."""
+    """Hash of the settings, and of a given tokenizer, that this stage's files depend on."""
     cap = recipe.sft.responses_per_query
     settings = {"data": recipe.data.model_dump(mode="json"), "seed": recipe.seed, "cap": cap}
-    return config_hash(settings)
+    given = Path(recipe.init_from or recipe.data.tokenizer)
+    names = [given, *(given / name for name in FILES)]
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in names if path.is_file()]
+    return config_hash(settings, *digests)
+
+
+def given_tokenizer(recipe: Recipe) -> Tokenizer | None:
+    """The tokenizer of `init_from`, or what `data.tokenizer` names; None where it is to be trained.
+
+    Raises UserError if it cannot be read, is not for chat, or has more ids than the model has rows.
+    """
+    setting, name = "data.tokenizer", recipe.data.tokenizer
+    if recipe.init_from is not None:
+        setting, name = "init_from", recipe.init_from
+    elif name == "train":
+        return None
+    if name == "qwen2":
+        tokenizer = Tokenizer.qwen2()
+    elif name.endswith(".tiktoken"):
+        tokenizer = Tokenizer.qwen2(name)
+    elif Path(name).is_dir():
+        tokenizer = Tokenizer.load(name)
+    elif setting == "init_from":
+        raise UserError(f"init_from is {name!r}, which is no folder: make it with `mimo import`")
+    else:
+        raise UserError(
+            f"data.tokenizer is {name!r}, which is no folder: use train, qwen2, the path of a "
+            "tokenizer's folder or of a .tiktoken file"
+        )
+    if tokenizer.vocab_size > (rows := recipe.model.vocab_size):
+        raise UserError(
+            f"{setting} {name!r} has {tokenizer.vocab_size} ids and model.vocab_size is only "
+            f"{rows}: raise it to at least {tokenizer.vocab_size}, or take another tokenizer"
+        )
+    if tokenizer.turn_start_id is None:
+        raise UserError(f"{setting} {name!r} has no {TURN_START}: chats cannot be written")
+    return tokenizer
 
 
 def _teacher(config: TeacherConfig) -> Teacher:

@@ -8,14 +8,13 @@ would change it is refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from openmimo.config.schema import ModelConfig
-from openmimo.errors import UserError
+from openmimo.errors import UserError, shown
 from openmimo.model.layout import BIASES, HEAD, Shape, tensor_count, tensor_shapes
-from openmimo.model.published import from_published, make_config, rope_settings
+from openmimo.model.published import from_published, make_config, refuse_features, rope_settings
 
 FAMILIES = ("mimo", "qwen2", "llama")
 
@@ -28,21 +27,6 @@ _REQUIRED = (
 )
 _CONTEXT = {"qwen2": 32_768, "llama": 2_048}
 """`max_position_embeddings` where a config.json leaves it out."""
-
-_REFUSED: dict[str, Callable[[Any], bool]] = {
-    # What would change the function, unless its value says that it is off.
-    "hidden_act": lambda value: value not in (None, "silu", "swish"),
-    "quantization_config": lambda value: value is not None,
-    "use_sliding_window": lambda value: value not in (None, False),
-    "dual_chunk_attention_config": lambda value: value is not None,
-    "use_mrope": lambda value: value not in (None, False),
-    "mlp_bias": lambda value: value not in (None, False),
-    "partial_rotary_factor": lambda value: value not in (None, 1, 1.0),
-    "layer_types": lambda value: (
-        value is not None
-        and not (isinstance(value, list) and all(kind == "full_attention" for kind in value))
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -84,11 +68,10 @@ def read_family(published: dict[str, Any], own: dict[str, Any], where: str) -> F
     name = published.get("model_type")
     if name not in FAMILIES:
         raise UserError(
-            f"{where}: model_type is {name!r}; models of type {', '.join(FAMILIES)} can be read"
+            f"{where}: model_type is {shown(name)}; models of type {', '.join(FAMILIES)} "
+            "can be read"
         )
-    for key, refused in _REFUSED.items():
-        if refused(value := published.get(key)):
-            raise UserError(f"{where}: {key} is {value!r}, which MiMo's architecture does not have")
+    refuse_features(published, where)
     if name == "mimo":
         return Family(name, from_published(published, own, where), tied=False, biases=True)
     if name == "llama" and published.get("attention_bias") not in (None, False):
@@ -98,7 +81,7 @@ def read_family(published: dict[str, Any], own: dict[str, Any], where: str) -> F
         )
     tied = published.get("tie_word_embeddings", False)
     if not isinstance(tied, bool):
-        raise UserError(f"{where}: tie_word_embeddings is {tied!r}; it must be true or false")
+        raise UserError(f"{where}: tie_word_embeddings is {shown(tied)}; it must be true or false")
     return Family(name, _trunk_config(published, name, where), tied, biases=name == "qwen2")
 
 

@@ -11,11 +11,12 @@ import math
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from openmimo.config.base import Config, to_toml
 from openmimo.config.schema import ModelConfig
 from openmimo.errors import UserError
 from openmimo.interop.families import Family, check_stored, read_family
@@ -29,6 +30,8 @@ from openmimo.runs import atomic_dir
 from openmimo.tokenizer import Tokenizer
 
 _STORED = {dtype: name for name, dtype in DTYPES.items()}
+
+RECIPE = "recipe.toml"
 
 MtpOrder = Literal["hidden_first", "embedding_first"]
 
@@ -106,6 +109,9 @@ def import_model(source: str, folder: Path, options: Options) -> Imported:
 
         write_folder(partial, config, read, dtype, tokenizer, options.max_shard_bytes)
         _copy_papers(opened, partial)
+        if config.num_nextn_predict_layers:
+            recipe = _recipe(report, folder.resolve(), fresh=options.add_mtp)
+            (partial / RECIPE).write_text(recipe, encoding="utf-8")
         (partial / "README.md").write_text(_card(report), encoding="utf-8")
     return report
 
@@ -194,6 +200,13 @@ def _note_changes(
         note(f"weights are rounded to {kind}; they were {source.stored_as}")
     elif _STORED[report.dtype] != source.stored_as:
         note(f"weights were {source.stored_as}; {kind} holds their values exactly")
+    if source.prefix:
+        report.warnings.append(
+            f"the original begins every text with {source.prefix}, openmimo does not: expect "
+            "somewhat worse answers until it is trained on"
+        )
+    if tokenizer is not None and tokenizer.turn_start_id is None:
+        report.warnings.append("the tokenizer has no <|im_start|>: no chat, no SFT, no RL")
     if tokenizer is None:
         report.warnings.append("there is no tokenizer: the model cannot chat or be trained on text")
     if not config.num_nextn_predict_layers:
@@ -225,3 +238,27 @@ def _card(report: Imported) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+class _Start(Config):
+    """What a recipe that goes on from an imported model says."""
+
+    extends: str = "smol"
+    name: str
+    init_from: str
+    model: ModelConfig
+    mtp_heads: dict[str, Any]
+
+
+def _recipe(report: Imported, folder: Path, fresh: bool) -> str:
+    """recipe.toml of an imported folder: `mimo speedrun --recipe DIR/recipe.toml` goes on."""
+    start = _Start(
+        name=report.name,
+        init_from=str(folder),
+        model=report.config.model_copy(update={"num_nextn_predict_layers": 1}),
+        mtp_heads={"tune_first": fresh, "layers": max(2, report.config.num_nextn_predict_layers)},
+    )
+    return (
+        "# Goes on from this model: mimo speedrun --recipe THIS_FILE --out RUN\n"
+        "# What is not set here is as in the preset smol.\n"
+    ) + to_toml(start)

@@ -12,7 +12,7 @@ from openmimo.errors import UserError
 from openmimo.model.checkpoint import add_extra_layers, read_own_config
 from openmimo.model.folder import CONFIG
 from openmimo.model.layout import Shape
-from openmimo.model.tensors import DTYPES, existing, open_weights, read_json
+from openmimo.model.tensors import existing, open_weights, read_json
 from openmimo.tokenizer import Tokenizer
 
 LEGACY_BUFFERS = (".rotary_emb.inv_freq", ".masked_bias")
@@ -28,6 +28,7 @@ class Source(Protocol):
     shapes: of the stored tensors, by published name.
     dtype: the type that holds every stored weight exactly.
     stored_as: the stored types, for people.
+    prefix: the special tokens that its tokenizer puts before every text; mostly none.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Source(Protocol):
     shapes: dict[str, Shape]
     dtype: torch.dtype
     stored_as: str
+    prefix: str
 
     def read(self, name: str) -> Tensor:
         """One tensor; raises UserError if it is damaged or not finite."""
@@ -59,9 +61,10 @@ class FolderSource:
             for name, shape in self._files.shapes.items()
             if not name.endswith(LEGACY_BUFFERS)
         }
-        found = {tensor.dtype for tensor in self._files.stored.values()}
-        self.dtype = DTYPES[found.pop()] if len(found) == 1 else torch.float32
+        self.dtype = self._files.dtype
         self.stored_as = ", ".join(sorted({t.dtype for t in self._files.stored.values()}))
+
+        self.prefix = added_prefix(folder / "tokenizer.json")
 
     def read(self, name: str) -> Tensor:
         return self._files.read(name)
@@ -70,6 +73,19 @@ class FolderSource:
         if not any((self.folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
             return None
         return Tokenizer.load(self.folder)
+
+
+def added_prefix(tokenizer: Path) -> str:
+    """What a tokenizer.json's post-processor puts before a text, as Llama 3's does."""
+    processor = read_json(tokenizer).get("post_processor") if tokenizer.is_file() else None
+    parts = processor.get("processors", [processor]) if isinstance(processor, dict) else []
+    for part in parts if isinstance(parts, list) else []:
+        single = part.get("single") if isinstance(part, dict) else None
+        first = single[0] if isinstance(single, list) and single else None
+        special = first.get("SpecialToken") if isinstance(first, dict) else None
+        if isinstance(special, dict):
+            return str(special.get("id"))[:40]
+    return ""
 
 
 def open_source(source: str) -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from openmimo.model.folder import (
     OWN_FIELDS,
     SHARD_BYTES,
     check_vocabulary,
+    dtype_name,
     write_folder,
 )
 from openmimo.model.layout import MTP, Shape, tensor_count, tensor_shapes
@@ -60,19 +62,23 @@ def load_model(
     Args:
         folder: what `save_model` wrote.
         device: where the weights go.
-        dtype: what to convert them to; None keeps what is stored.
+        dtype: what to convert them to; None keeps what is stored (float32 if it is mixed).
 
     Raises:
         UserError: a file is missing, damaged or not what config.json promises, or a weight is not
             finite.
     """
     config, files = open_model(Path(folder))
+    wanted = dtype or files.dtype
+    narrower = torch.finfo(wanted).max < torch.finfo(files.dtype).max
     with torch.device("meta"):
         model = MiMo(config)
     tensors: dict[str, Tensor] = {}
     for name in files.stored:
-        tensor = files.read(name)
-        tensors[name] = tensor.to(device, dtype or tensor.dtype)
+        tensor = files.read(name).to(device, wanted)
+        if narrower and not torch.isfinite(tensor).all():
+            raise UserError(f"{folder}: {name} is too large for {dtype_name(wanted)}")
+        tensors[name] = tensor
     model.load_state_dict(tensors, assign=True)
     return model
 
@@ -101,9 +107,18 @@ def open_model(folder: Path) -> tuple[ModelConfig, TensorFiles]:
 
 
 def add_extra_layers(files: TensorFiles, folder: Path, layers: int) -> None:
-    """Take mtp_extra.safetensors too, if there are MTP layers that the other files do not hold."""
+    """Take mtp_extra.safetensors too, if there are MTP layers that the other files do not hold.
+
+    Raises:
+        UserError: it is missing or damaged, or `layers` leaves it out: openmimo.json is damaged.
+    """
     if layers > 1 and not any(name.startswith(f"{MTP}1.") for name in files.stored):
         files.add(existing(folder / EXTRA_WEIGHTS))
+    elif layers < 2 and os.path.lexists(folder / EXTRA_WEIGHTS):
+        raise UserError(
+            f"{folder / OWN_CONFIG} should count the MTP layers in {EXTRA_WEIGHTS}: restore it, "
+            f"or remove {EXTRA_WEIGHTS} to go on without them"
+        )
 
 
 def load_config(folder: Path | str) -> ModelConfig:
@@ -113,7 +128,7 @@ def load_config(folder: Path | str) -> ModelConfig:
         UserError: no such folder or file, or it does not describe a MiMo model.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"no model folder {folder}")
     published = read_json(existing(folder / CONFIG))
     return from_published(published, read_own_config(folder), str(folder / CONFIG))
@@ -121,7 +136,7 @@ def load_config(folder: Path | str) -> ModelConfig:
 
 def read_own_config(folder: Path) -> dict[str, object]:
     """What openmimo.json says; empty without one."""
-    own = read_json(folder / OWN_CONFIG) if (folder / OWN_CONFIG).exists() else {}
+    own = read_json(folder / OWN_CONFIG) if os.path.lexists(folder / OWN_CONFIG) else {}
     if unknown := sorted(own.keys() - set(OWN_FIELDS)):
         raise UserError(f"{folder / OWN_CONFIG} has an unknown key: {unknown[0]}")
     return own

@@ -8,12 +8,13 @@ folder reads ours.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import ValidationError
 
 from openmimo.config.schema import ModelConfig, RopeScaling
-from openmimo.errors import UserError
+from openmimo.errors import UserError, shown
 
 # What the architecture implies. A folder that says otherwise holds another model.
 _FIXED = {
@@ -24,6 +25,20 @@ _FIXED = {
     "tie_word_embeddings": False,
     "use_sliding_window": False,
     "use_mrope": False,
+}
+_REFUSED: dict[str, Callable[[Any], bool]] = {
+    # What would change the function, unless its value says that it is off.
+    "hidden_act": lambda value: value not in (None, "silu", "swish"),
+    "quantization_config": lambda value: value is not None,
+    "use_sliding_window": lambda value: value not in (None, False),
+    "dual_chunk_attention_config": lambda value: value is not None,
+    "use_mrope": lambda value: value not in (None, False),
+    "mlp_bias": lambda value: value not in (None, False),
+    "partial_rotary_factor": lambda value: value not in (None, 1, 1.0),
+    "layer_types": lambda value: (
+        value is not None
+        and not (isinstance(value, list) and all(kind == "full_attention" for kind in value))
+    ),
 }
 _SIZES = (
     "vocab_size",
@@ -101,11 +116,12 @@ def from_published(published: dict[str, Any], own: dict[str, Any], where: str) -
     Raises:
         UserError: another architecture, a missing field, or a value that makes no sense.
     """
+    refuse_features(published, where)
     for name, value in _FIXED.items():
         found = published.get(name, value)
         if found != value:
             hint = ": bring it in with `mimo import`" if name == "model_type" else ""
-            raise UserError(f"{where}: {name} is {found!r}; MiMo models have {value!r}{hint}")
+            raise UserError(f"{where}: {name} is {shown(found)}; MiMo models have {value!r}{hint}")
     base, scaling = rope_settings(published, where)
     values = {name: published[name] for name in _SIZES if name in published}
     if base is not None:
@@ -115,28 +131,45 @@ def from_published(published: dict[str, Any], own: dict[str, Any], where: str) -
     return make_config(values | own, scaling, where)
 
 
+def refuse_features(published: dict[str, Any], where: str) -> None:
+    """Raise UserError if a config.json names a feature that MiMo's architecture lacks."""
+    for key, refused in _REFUSED.items():
+        if refused(value := published.get(key)):
+            raise UserError(
+                f"{where}: {key} is {shown(value)}, which MiMo's architecture does not have"
+            )
+
+
 def rope_settings(published: dict[str, Any], where: str) -> tuple[Any, RopeScaling | None]:
     """RoPE base (None if not given) and scaling of a config.json, in its old or its new form.
 
     Raises:
-        UserError: a scaling other than linear and llama3, named.
+        UserError: a scaling other than linear and llama3, named, or two different bases.
     """
     base = published.get("rope_theta")
     scaling = published.get("rope_scaling")
     if (parameters := published.get("rope_parameters")) is not None:
         if not isinstance(parameters, dict):
-            raise UserError(f"{where}: rope_parameters must be an object, not {parameters!r}")
-        base, scaling = parameters.get("rope_theta", base), scaling or parameters
+            raise UserError(f"{where}: rope_parameters must be an object, not {shown(parameters)}")
+        inner = parameters.get("rope_theta", base)
+        if base is not None and inner != base:
+            raise UserError(
+                f"{where}: rope_theta is {shown(base)}, but {shown(inner)} in rope_parameters"
+            )
+        base, scaling = inner, scaling or parameters
     if scaling is None:
         return base, None
     if not isinstance(scaling, dict):
-        raise UserError(f"{where}: rope_scaling must be an object, not {scaling!r}")
+        raise UserError(f"{where}: rope_scaling must be an object, not {shown(scaling)}")
     kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if scaling.get("type", kind) != kind:
+        other = shown(scaling["type"])
+        raise UserError(f"{where}: rope_scaling is {shown(kind)} by rope_type, {other} by type")
     if kind == "default":
         return base, None
     if kind not in ("linear", "llama3"):
         raise UserError(
-            f"{where}: rope_scaling is {kind!r}; only linear and llama3 scaling can be read"
+            f"{where}: rope_scaling is {shown(kind)}; only linear and llama3 scaling can be read"
         )
     names = ("factor", *(_LLAMA3 if kind == "llama3" else ()))
     if missing := [name for name in names if name not in scaling]:

@@ -11,6 +11,7 @@ import json
 import math
 import mmap
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +21,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from openmimo.errors import UserError
+from openmimo.errors import UserError, shown
 from openmimo.model.layout import Shape
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
-MAX_JSON = 64 * 2**20
-"""Bytes; the index of a model with 100,000 tensors has about ten million."""
+MAX_JSON = 16 * 2**20
+"""Bytes of an index or of a file's header; those of 100,000 tensors have about ten million."""
+MAX_CONFIG = 2**20
+"""Bytes of a config.json; parsed, JSON can take thirty times as much memory."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,23 @@ class TensorFiles:
             self.stored[name] = tensor
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The one that holds every tensor exactly: the stored one, float32 if there are several.
+
+        Raises:
+            UserError: some are bfloat16 and some float16, which no writer does: a header lies.
+        """
+        found = {tensor.dtype for tensor in self.stored.values()}
+        if {"BF16", "F16"} <= found:
+            one, other = (
+                next(name for name, tensor in self.stored.items() if tensor.dtype == dtype)
+                for dtype in ("BF16", "F16")
+            )
+            where = self.stored[other].file.parent
+            raise UserError(f"{where}: {one} is bfloat16 and {other} float16: one must be damaged")
+        return DTYPES[found.pop()] if len(found) == 1 else torch.float32
+
+    @property
     def shapes(self) -> dict[str, Shape]:
         """Every tensor's shape."""
         return {name: tensor.shape for name, tensor in self.stored.items()}
@@ -115,7 +135,7 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         UserError: a file is missing, or the index is no index or points out of the folder.
     """
-    if not (folder / INDEX).exists():
+    if not has_index(folder):
         _refuse_pickle(folder)
         return [existing(folder / WEIGHTS)]
     names = set(_weight_map(folder / INDEX).values())
@@ -129,21 +149,31 @@ def open_weights(folder: Path) -> TensorFiles:
         UserError: as `weight_files` and `TensorFiles`, or the index does not tell the truth.
     """
     files = TensorFiles(weight_files(folder))
-    if (folder / INDEX).exists():
+    if has_index(folder):
         _check_index(folder, files)
     return files
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+def has_index(folder: Path) -> bool:
+    """Whether a model folder has an index, be it only a broken link to one."""
+    return os.path.lexists(folder / INDEX)
+
+
+def read_json(path: Path, limit: int = MAX_CONFIG) -> dict[str, Any]:
+    """The object in a JSON file of at most `limit` bytes.
 
     Raises:
-        UserError: it is missing, larger than 64 MiB, not JSON, or no object.
+        UserError: it is missing, no plain file, too large, not JSON, or no object; or it has a key
+            twice, and other readers may take the other value.
     """
+    if not os.path.isfile(path):  # opening a pipe would wait forever
+        raise UserError(f"cannot read {path}: no such file")
     try:
-        if path.stat().st_size > MAX_JSON:
-            raise UserError(f"{path} has {path.stat().st_size:,} bytes: that is no such file")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            raw = file.read(limit + 1)
+        if len(raw) > limit:
+            raise UserError(f"{path} has more than {limit:,} bytes: that is no such file")
+        content = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeats)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     if not isinstance(content, dict):
@@ -151,9 +181,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"it has the key {shown(repeated)} twice")
+    return content
+
+
 def existing(path: Path) -> Path:
     """`path`, which must be a file of a model folder."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's, it takes any name without raising
         raise UserError(f"{path.parent} is not a complete model folder: {path.name} is missing")
     return path
 
@@ -161,11 +199,13 @@ def existing(path: Path) -> Path:
 def _read_header(file: Path) -> dict[str, StoredTensor]:
     """Where each tensor of a file lies; the library has checked the header."""
     try:
-        with safe_open(file, framework="pt"):
-            pass
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
+            if length > MAX_JSON:
+                raise ValueError(f"its header claims to have {length:,} bytes")
+            with safe_open(file, framework="pt"):
+                pass
+            header = json.loads(stream.read(length), object_pairs_hook=_without_repeats)
             size = os.fstat(stream.fileno()).st_size
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged or cut off: {error}") from error
@@ -186,13 +226,13 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    content = read_json(index).get("weight_map")
+    content = read_json(index, MAX_JSON).get("weight_map")
     if not isinstance(content, dict) or not content:
         raise UserError(f"{index} has no weight_map")
     for name in content.values():
         # A path would lead out of the folder.
         if not isinstance(name, str) or "/" in name or not name.endswith(".safetensors"):
-            raise UserError(f"{index}: {name!r} is no safetensors file of this folder")
+            raise UserError(f"{index}: {shown(name)} is no safetensors file of this folder")
     return content
 
 

@@ -1,7 +1,9 @@
 """Two more MTP layers for inference (report, section 2.3 and Figure 2).
 
 The pre-trained MTP layer is copied; trunk, embedding, head and the first layer are frozen; the
-copies learn to predict one and two tokens further from the same hidden state.
+copies learn to predict one and two tokens further from the same hidden state. A fresh first layer
+(`mimo import --add-mtp`) is tuned too. They learn from the corpus, as in the report, or from the
+model's own answers, which are what the drafts must match.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ from openmimo.model.checkpoint import load_model
 from openmimo.model.mimo import MiMo
 from openmimo.runs import Run
 from openmimo.tokenizer import Tokenizer
+from openmimo.training.answers import Answers
 from openmimo.training.batch import batch_rows
-from openmimo.training.loop import Objective, Step, constant_with_warmup, train
+from openmimo.training.loop import Objective, Source, Step, constant_with_warmup, train
+from openmimo.training.packed_samples import PackedSamples
 from openmimo.training.pretrain import open_corpus
 from openmimo.training.stream import PackedStream
 
@@ -36,11 +40,11 @@ def with_copied_layers(model: MiMo, layers: int) -> MiMo:
     return grown
 
 
-def freeze_all_but_copies(model: MiMo) -> None:
-    """Only MTP layers 1 and up stay trainable."""
+def freeze_all_but(model: MiMo, layers: range) -> None:
+    """Only these MTP layers stay trainable."""
     model.requires_grad_(False)
-    for layer in model.mtp_layers[1:]:
-        layer.requires_grad_(True)
+    for layer in layers:
+        model.mtp_layers[layer].requires_grad_(True)
 
 
 class StreamSource:
@@ -72,8 +76,40 @@ class StreamSource:
         self._stream.restore(state)
 
 
+class AnswerSource:
+    """Constant settings over the model's own answers."""
+
+    def __init__(
+        self, config: MTPHeadsConfig, answers: PackedSamples, rope_base: float, pad_id: int
+    ) -> None:
+        self._config, self._answers = config, answers
+        self._rope_base, self._pad_id = rope_base, pad_id
+        self.total_steps = config.steps
+
+    def step(self, index: int) -> Step:
+        config = self._config
+        numbers = range(index * config.batch, (index + 1) * config.batch)
+        rows = [self._answers.row(number) for number in numbers]
+        return Step(
+            stage="mtp_heads",
+            batch=batch_rows(rows, config.length, self._pad_id),
+            learning_rate=constant_with_warmup(index, config.learning_rate, config.warmup_steps),
+            mtp_weight=1.0,
+            rope_base=self._rope_base,
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {}  # the step's index says it all
+
+    def restore(self, state: dict[str, Any]) -> None:
+        return
+
+
 def run(recipe: Recipe, run: Run) -> None:
-    """Stage `mtp_heads`: the result, `stages/mtp_heads/model`, is Base as it is released."""
+    """Stage `mtp_heads`: the result, `stages/mtp_heads/model`, is Base as it is released.
+
+    With `generations`, `stages/mtp_heads/acceptance.json` says what the training was worth.
+    """
     upstream = run.require("pretrain")
     stage = run.stage("mtp_heads", config_hash(recipe.mtp_heads, str(recipe.seed), upstream))
     if stage.is_done():
@@ -81,19 +117,32 @@ def run(recipe: Recipe, run: Run) -> None:
     config = recipe.mtp_heads
     base = load_model(run.dir / "stages" / "pretrain" / "model", dtype=torch.float32)
     model = with_copied_layers(base, config.layers)
-    freeze_all_but_copies(model)
-    data = run.dir / "stages" / "data"
-    stream = PackedStream(open_corpus(data, [config.mixture], recipe.seed))
-    pad_id = Tokenizer.load(data / "tokenizer").doc_end_id
+    tuned = range(0 if config.tune_first else 1, config.layers)
+    freeze_all_but(model, tuned)
+    tokenizer = Tokenizer.load(run.dir / "stages" / "data" / "tokenizer")
+    answers = Answers(recipe, run, stage, tokenizer) if config.generations else None
+    source: Source
+    if answers is None:
+        data = run.dir / "stages" / "data"
+        stream = PackedStream(open_corpus(data, [config.mixture], recipe.seed))
+        source = StreamSource(config, stream, model.rope_base, tokenizer.doc_end_id)
+    else:
+        if not answers.generate(model):
+            return
+        answers.measure(model, "before")
+        packed = PackedSamples(answers.segments(), config.length, recipe.seed, "mtp_heads")
+        source = AnswerSource(config, packed, model.rope_base, tokenizer.doc_end_id)
     finished = train(
         run,
         stage,
         model,
-        StreamSource(config, stream, model.rope_base, pad_id),
-        Objective(mtp_layers=range(1, config.layers), main=False),
+        source,
+        Objective(mtp_layers=tuned, main=False),
         config.optimizer,
         config.tokens_per_microbatch,
         config.checkpoint_every,
     )
+    if finished and answers is not None:
+        answers.measure(model, "after")
     if finished:
         stage.finish()

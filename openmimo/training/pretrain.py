@@ -18,6 +18,7 @@ from openmimo.tokenizer import Tokenizer
 from openmimo.training.batch import batch_rows
 from openmimo.training.loop import Objective, Step, train
 from openmimo.training.schedule import Point, Schedule
+from openmimo.training.start import folder_digest, start_model
 from openmimo.training.stream import PackedStream
 
 
@@ -86,18 +87,25 @@ def open_corpus(data: Path, mixtures: Iterable[Mapping[Any, float]], seed: int) 
 
 
 def run(recipe: Recipe, run: Run) -> None:
-    """Stage `pretrain`: from the data stage's shards to `stages/pretrain/model`."""
-    upstream = run.require("data")
+    """Stage `pretrain`: from the data stage's shards to `stages/pretrain/model`.
+
+    With `init_from` training goes on from that model; without a schedule it is handed on.
+
+    Raises:
+        UserError: the data stage is not finished, or `init_from` does not fit the recipe.
+    """
+    upstream = [run.require("data")]
+    if recipe.init_from:
+        upstream.append(folder_digest(Path(recipe.init_from)))
     stage = run.stage(
         "pretrain",
-        config_hash(recipe.pretrain, config_hash(recipe.model), str(recipe.seed), upstream),
+        config_hash(recipe.pretrain, config_hash(recipe.model), str(recipe.seed), *upstream),
     )
     if stage.is_done():
         return
     data = run.dir / "stages" / "data"
     tokenizer = Tokenizer.load(data / "tokenizer")
-    model = MiMo(recipe.model)
-    model.init_weights(torch.Generator().manual_seed(recipe.seed))
+    model = first_model(recipe)
     mixtures = [row.mixture for row in recipe.pretrain.schedule]
     stream = PackedStream(open_corpus(data, mixtures, recipe.seed))
     source = PretrainSource(Schedule(recipe.pretrain.schedule), stream, tokenizer.doc_end_id)
@@ -114,4 +122,14 @@ def run(recipe: Recipe, run: Run) -> None:
     if finished:
         atomic_write(stage.dir / "mixture.json", json.dumps({"mixture": source.mixture}, indent=2))
         parameters = sum(p.numel() for p in model.parameters())
-        stage.finish(parameters=parameters, rope_base=model.rope_base)
+        start = Path(recipe.init_from).resolve().name if recipe.init_from else None
+        stage.finish(parameters=parameters, rope_base=model.rope_base, init_from=start)
+
+
+def first_model(recipe: Recipe) -> MiMo:
+    """What pre-training begins with: random weights, or those of `init_from`, in float32."""
+    if recipe.init_from is None:
+        model = MiMo(recipe.model)
+        model.init_weights(torch.Generator().manual_seed(recipe.seed))
+        return model
+    return start_model(recipe, Path(recipe.init_from))

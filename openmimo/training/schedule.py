@@ -33,7 +33,7 @@ class Schedule:
     @property
     def total_tokens(self) -> int:
         """Tokens of the whole run."""
-        return self.rows[-1].until
+        return self.rows[-1].until if self.rows else 0
 
     def at(self, tokens: int) -> Point:
         """Values for the step that starts when `tokens` have been seen (0 <= tokens)."""

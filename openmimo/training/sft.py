@@ -6,7 +6,6 @@ and the MTP layers are tuned too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,13 +14,12 @@ import torch
 from openmimo.config.base import config_hash
 from openmimo.config.schema import Recipe, SFTConfig
 from openmimo.data.documents import read_records
-from openmimo.data.shards import epoch_order
-from openmimo.errors import UserError
 from openmimo.model.checkpoint import load_model
 from openmimo.runs import Run
 from openmimo.tokenizer import Tokenizer
-from openmimo.training.batch import Segment, batch_rows, pack
+from openmimo.training.batch import Segment, batch_rows
 from openmimo.training.loop import Objective, Step, constant_with_warmup, train
+from openmimo.training.packed_samples import PackedSamples
 
 
 def chat_segment(tokenizer: Tokenizer, prompt: str, response: str) -> Segment:
@@ -29,34 +27,6 @@ def chat_segment(tokenizer: Tokenizer, prompt: str, response: str) -> Segment:
     context = tokenizer.chat_prompt(prompt)
     ids = [*context, *tokenizer.encode(response), tokenizer.eos_id]
     return Segment(np.asarray(ids, dtype=np.int64), loss_from=len(context))
-
-
-class PackedSamples:
-    """Endless rows of whole samples, a pure function of (seed, row number).
-
-    The samples are packed once into rows of `length` tokens; every epoch reads the rows in an order
-    of its own. Samples that are longer than a row are left out and counted in `too_long`.
-    """
-
-    def __init__(self, samples: Sequence[Segment], length: int, seed: int) -> None:
-        self._samples = [sample for sample in samples if len(sample.ids) <= length]
-        self.too_long = len(samples) - len(self._samples)
-        if not self._samples:
-            raise UserError(f"no SFT sample fits sft.length = {length} tokens")
-        self._length, self._seed = length, seed
-        self._rows = pack([len(sample.ids) for sample in self._samples], length)
-
-    @property
-    def fill(self) -> float:
-        """Share of the rows' tokens that is not padding."""
-        used = sum(len(sample.ids) for sample in self._samples)
-        return used / (len(self._rows) * self._length)
-
-    def row(self, number: int) -> list[Segment]:
-        """Row `number`, counted on over epochs."""
-        epoch, place = divmod(number, len(self._rows))
-        order = epoch_order(len(self._rows), self._seed, "sft", epoch)
-        return [self._samples[index] for index in self._rows[order[place]]]
 
 
 class SFTSource:
@@ -104,6 +74,7 @@ def run(recipe: Recipe, run: Run) -> None:
         ],
         config.length,
         recipe.seed,
+        name="sft",
     )
     model = load_model(run.dir / "stages" / "mtp_heads" / "model", dtype=torch.float32)
     finished = train(

@@ -1,5 +1,6 @@
 """The data stage on a small corpus: what it leaves on disk, and that it can be stopped."""
 
+import importlib.util
 import json
 import random
 from collections import Counter
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openmimo.config.load import load_config
 from openmimo.config.schema import Recipe
 from openmimo.data import build, problem_sets
 from openmimo.data.build import Corpus, decontaminate, pieces, verify_clean
@@ -21,6 +23,7 @@ from openmimo.data.problems.mathematics import digit_sum
 from openmimo.data.sft_filters import has_final_answer, is_mixed
 from openmimo.data.shards import ShardReader
 from openmimo.data.synthesis import Chat
+from openmimo.errors import UserError
 from openmimo.report.load import load_run
 from openmimo.runs import Run
 from openmimo.tokenizer import Tokenizer
@@ -221,6 +224,60 @@ def test_the_hash_covers_what_the_files_depend_on() -> None:
     assert build.data_hash(recipe(steps=9)) == same
     others = [recipe(seed=4), recipe(cap=8), recipe(math_pages=201)]
     assert len({same, *map(build.data_hash, others)}) == 4
+
+
+def test_a_given_tokenizer_is_used_and_kept(data: Path, tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    Tokenizer.load(data / "tokenizer").save(given)
+    (given / "special_tokens_map.json").write_text("{ }")
+    # data.vocab_size is not read, so it may exceed the model's.
+    settings = recipe(tokenizer=str(given), vocab_size=100_000)
+    with Run(tmp_path / "run") as run:
+        build.run(settings, run)
+    left = tmp_path / "run/stages/data"
+    for path in given.iterdir():
+        assert (left / "tokenizer" / path.name).read_bytes() == path.read_bytes()
+    assert shard_texts(left) == shard_texts(data)
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused_at_once(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large, chatless = tmp_path / "large", tmp_path / "chatless"
+    content = json.loads((data / "tokenizer/tokenizer.json").read_text())
+    chatless.mkdir()
+    (chatless / "tokenizer.json").write_text(
+        json.dumps({**content, "added_tokens": content["added_tokens"][:1]})
+    )
+    last = content["added_tokens"][-1]
+    more = [{**last, "content": f"<{n}>", "id": last["id"] + 1 + n} for n in range(113)]
+    large.mkdir()
+    (large / "tokenizer.json").write_text(
+        json.dumps({**content, "added_tokens": content["added_tokens"] + more})
+    )
+    for name, message in (
+        (str(large), "has 513 ids and model.vocab_size is only 512"),
+        (str(chatless), "im_start"),
+        ("qwen3", "use train, qwen2"),
+        (str(tmp_path / "no.tiktoken"), "cannot read"),
+        (str(tmp_path), "no tokenizer in"),
+    ):
+        with Run(tmp_path / "run") as run, pytest.raises(UserError, match=message):
+            build.run(recipe(tokenizer=name), run)
+        assert [path.name for path in (tmp_path / "run/stages/data").iterdir()] == ["state.json"]
+    assert "heldout" not in capsys.readouterr().out  # the first line of progress
+
+
+def test_mimo_7b_has_the_published_tokenizer() -> None:
+    if importlib.util.find_spec("dashscope") is None:
+        pytest.skip("dashscope, which has Qwen's ranks, is not installed")
+    mimo = load_config(Recipe, "mimo-7b")
+    tokenizer = build.given_tokenizer(mimo)
+    assert tokenizer is not None
+    assert (tokenizer.vocab_size, mimo.model.vocab_size) == (151_665, 151_680)
+    # nano's model has too few rows for it.
+    with pytest.raises(UserError, match="'qwen2' has 151665 ids"):
+        build.given_tokenizer(recipe(tokenizer="qwen2"))
 
 
 def page(text: str, source: str = "math") -> Document:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from ..model.conftest import make_model, tokenizer
+from .gguf_files import hard_texts, smollm2, write_gguf_file
 
-__all__ = ["make_model", "tokenizer"]  # fixtures
+__all__ = ["hard_texts", "make_model", "smollm2", "tokenizer", "write_gguf_file"]  # fixtures
 
 SIZES = {
     "vocab_size": 97,

@@ -174,3 +174,24 @@ def test_a_tokenizer_of_another_model_is_refused(release: Path, tmp_path: Path) 
     edit_config(release, vocab_size=100)
     with pytest.raises(UserError):
         send_out(release, tmp_path / "out", "hf")
+
+
+def test_transformers_drafts_with_the_mtp_layer_of_an_import(
+    tmp_path: Path, long_ids: Tensor, own_module_cache: None
+) -> None:
+    make_foreign(tmp_path / "theirs", **FAMILIES["llama tied"])
+    import_model(str(tmp_path / "theirs"), tmp_path / "ours", Options(add_mtp=True))
+    send_out(tmp_path / "ours", tmp_path / "out", "hf")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", trust_remote_code=True
+    )
+    options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    plain, drafted = (
+        theirs.generate(long_ids[:1, :9], use_mtp=use_mtp, **options) for use_mtp in (False, True)
+    )
+    assert torch.equal(plain, drafted)
+    ids = long_ids[:1, :9]
+    with torch.no_grad():
+        for _ in range(20):
+            ids = torch.cat([ids, load_model(tmp_path / "ours")(ids)[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(plain, ids)

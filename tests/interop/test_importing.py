@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from openmimo.config.load import load_config
+from openmimo.config.schema import Recipe
 from openmimo.errors import UserError
 from openmimo.interop.importing import Options, import_model, swap_halves
 from openmimo.model.checkpoint import load_model, load_release, save_model, write_model
@@ -236,7 +238,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "sizes missing": ("llama", {"hidden_size": ..., "vocab_size": ...}, "vocab_size, hidden_size"),
     "a size as text": ("llama", {"hidden_size": "32"}, "hidden_size"),
     "heads do not divide": ("qwen2", {"num_attention_heads": 5}, "multiple of num_attention_heads"),
-    "absurd layers": ("qwen2", {"num_hidden_layers": 10**15}, "1,000,000,000,000,000 layers"),
+    "absurd layers": ("qwen2", {"num_hidden_layers": 10**9}, "1,000,000,000 layers"),
     "one layer more": ("qwen2", {"num_hidden_layers": 4}, "lacks 12 tensors"),
     "one layer less": ("qwen2", {"num_hidden_layers": 2}, "12 tensors that a qwen2 model"),
     "another width": ("qwen2", {"intermediate_size": 49}, "the config says"),
@@ -280,3 +282,34 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 def test_no_such_source(source: str, tmp_path: Path) -> None:
     with pytest.raises(UserError):
         import_model(source, tmp_path / "ours", Options())
+
+
+def test_a_tokenizer_that_begins_every_text_with_a_token_is_named(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "theirs"
+    make_foreign(folder, **FAMILIES["llama 3"] | {"vocab_size": 304})
+    tokenizer.save(folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    single = [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}},
+              {"Sequence": {"id": "A", "type_id": 0}}]  # fmt: skip
+    template = {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": {}}
+    plain = import_model(str(folder), tmp_path / "a", Options())
+    assert not any("begins every text" in warning for warning in plain.warnings)
+    for processor in (template, {"type": "Sequence", "processors": [{"type": "x"}, template]}):
+        content["post_processor"] = processor
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+        shutil.rmtree(tmp_path / "b", ignore_errors=True)
+        report = import_model(str(folder), tmp_path / "b", Options())
+        assert any("every text with <|im_start|>" in warning for warning in report.warnings)
+
+
+def test_a_recipe_that_goes_on_from_the_model_lies_in_the_folder(tmp_path: Path) -> None:
+    make_foreign(tmp_path / "theirs", **FAMILIES["llama 3"] | {"max_position_embeddings": 2048})
+    import_model(str(tmp_path / "theirs"), tmp_path / "ours", Options(add_mtp=True))
+    recipe = load_config(Recipe, str(tmp_path / "ours" / "recipe.toml"))
+    assert recipe.model == load_model(tmp_path / "ours").config
+    assert recipe.init_from == str(tmp_path / "ours")
+    assert (recipe.mtp_heads.tune_first, recipe.pretrain.schedule) == (True, ())
+    import_model(str(tmp_path / "theirs"), tmp_path / "trunk", Options())
+    assert not (tmp_path / "trunk" / "recipe.toml").exists()

@@ -13,7 +13,7 @@ from openmimo.runs import Run
 from openmimo.training import mtp_heads
 from openmimo.training.batch import Batch
 from openmimo.training.loss import backward_step
-from openmimo.training.mtp_heads import freeze_all_but_copies, with_copied_layers
+from openmimo.training.mtp_heads import freeze_all_but, with_copied_layers
 
 COPIES = ("model.mtp_layers.1.", "model.mtp_layers.2.")
 
@@ -48,7 +48,7 @@ def test_copies_equal_layer_0_and_the_rest_is_as_before(base: MiMo, batch: Batch
 
 def test_only_the_copies_get_a_gradient(base: MiMo, batch: Batch) -> None:
     model = with_copied_layers(base, 3)
-    freeze_all_but_copies(model)
+    freeze_all_but(model, range(1, 3))
     main, mtp = backward_step(model, batch, (1, 2), 1.0, 100, main=False)
     assert main == 0
     assert len(mtp) == 2

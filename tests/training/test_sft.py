@@ -17,7 +17,8 @@ from openmimo.runs import Run
 from openmimo.tokenizer import Tokenizer
 from openmimo.training import sft
 from openmimo.training.batch import IGNORE, Segment
-from openmimo.training.sft import PackedSamples, SFTSource, chat_segment
+from openmimo.training.packed_samples import PackedSamples
+from openmimo.training.sft import SFTSource, chat_segment
 
 
 def sample(number: int, length: int) -> Segment:
@@ -35,7 +36,7 @@ def test_prompt_without_loss_and_response_with_its_end(tokenizer: Tokenizer) -> 
 
 
 def test_every_epoch_reads_every_sample_once_in_an_order_of_its_own() -> None:
-    samples = PackedSamples(SAMPLES, length=20, seed=1)
+    samples = PackedSamples(SAMPLES, length=20, seed=1, name="sft")
     used = sum(len(sample.ids) for sample in SAMPLES)
     rows = round(used / samples.fill / 20)
     epochs = [
@@ -46,21 +47,23 @@ def test_every_epoch_reads_every_sample_once_in_an_order_of_its_own() -> None:
         assert Counter(number for row in epoch for number in row) == Counter(range(23))
     assert epochs[0] != epochs[1] != epochs[2]
     assert all(sum(len(s.ids) for s in samples.row(n)) <= 20 for n in range(rows))
-    again = PackedSamples(SAMPLES, length=20, seed=1)
+    again = PackedSamples(SAMPLES, length=20, seed=1, name="sft")
     assert [int(s.ids[0]) for s in again.row(2 * rows)] == epochs[2][0]
 
 
 def test_samples_longer_than_a_row_are_left_out_and_counted() -> None:
-    samples = PackedSamples([*SAMPLES, sample(50, 21), sample(51, 99)], length=20, seed=1)
+    samples = PackedSamples(
+        [*SAMPLES, sample(50, 21), sample(51, 99)], length=20, seed=1, name="sft"
+    )
     assert samples.too_long == 2
     seen = {int(segment.ids[0]) for number in range(50) for segment in samples.row(number)}
     assert seen == set(range(23))
     with pytest.raises(UserError, match=r"sft\.length = 2 tokens"):
-        PackedSamples(SAMPLES, length=2, seed=1)
+        PackedSamples(SAMPLES, length=2, seed=1, name="sft")
 
 
 def test_steps_are_rows_without_a_gap() -> None:
-    samples = PackedSamples(SAMPLES, length=20, seed=1)
+    samples = PackedSamples(SAMPLES, length=20, seed=1, name="sft")
     config = SFTConfig(steps=6, batch=3, length=20, learning_rate=1.0, warmup_steps=4)
     source = SFTSource(config, samples, rope_base=123.0, pad_id=99)
     steps = [source.step(index) for index in range(6)]
