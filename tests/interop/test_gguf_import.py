@@ -88,9 +88,7 @@ def test_without_the_library(
 
 
 def test_names(write_gguf_file: WriteGGUF) -> None:
-    assert (
-        GGUFSource(write_gguf_file(fields={"general.name": "Smol 135M"})).name == "Smol 135M"
-    )
+    assert GGUFSource(write_gguf_file(fields={"general.name": "Smol 135M"})).name == "Smol 135M"
     for name in (None, "two\nlines", "x" * 1000):
         path = write_gguf_file(fields={"general.name": name})
         assert GGUFSource(path).name == path.stem
