@@ -191,7 +191,10 @@ def inspect(options: argparse.Namespace) -> None:
         if options.json == "-":
             print(text, end="")
         else:
-            Path(options.json).write_text(text, encoding="utf-8")
+            try:
+                Path(options.json).write_text(text, encoding="utf-8")
+            except (OSError, ValueError) as error:
+                raise UserError(f"cannot write {options.json}: {error}") from error
     if options.json != "-":
         print(render(found), end="")
     if found.faults:

@@ -31,11 +31,20 @@ from openmimo.training.batch import Batch
 from openmimo.training.loss import backward_step
 from openmimo.training.optim import build_optimizer, update
 
-from ..model.damage import CONTROL, DEEP, HARMLESS, INSTEAD, LIES, READ, WEIGHTS, edit, replace
-from ..model.test_fuzz import Pristine, pristine
+from ..model.damage import (
+    CONTROL,
+    DEEP,
+    HARMLESS,
+    INSTEAD,
+    LIES,
+    READ,
+    WEIGHTS,
+    Pristine,
+    edit,
+    replace,
+)
 from .conftest import FAMILIES, edit_config, make_foreign
 
-__all__ = ["pristine"]  # a fixture
 pytestmark = pytest.mark.timeout(60)
 
 SEVEN_B = ModelConfig(
@@ -397,3 +406,23 @@ def test_the_estimate_of_training_against_a_step() -> None:
     need = to_train(config, sum(p.numel() for p in model.parameters()), 4096, 512)
     weights = need.parts["weights"]
     assert need.total - PROGRAM - weights == pytest.approx(peak - before, rel=0.3)
+
+
+def test_a_gguf_file(make_model: Callable[..., MiMo], tokenizer: Tokenizer, tmp_path: Path) -> None:
+    release = tmp_path / "model"
+    release.mkdir()
+    # llama.cpp has no Qwen2 whose heads together are wider than the residual stream.
+    model = make_model(vocab_size=304, num_attention_heads=4)
+    write_model(model, release, torch.bfloat16, tokenizer)
+    assert main(["export", str(release), str(tmp_path / "m.gguf"), "--to", "gguf"]) == 0
+    found = inspect_model(tmp_path / "m.gguf", weights=True)
+    assert found.faults == []
+    assert found.family == "qwen2"
+    trunk = inspect_model(release).parameters
+    assert found.parameters["total"] == trunk["total"] - sum(trunk["mtp"])
+    assert found.storage["bytes"] == (tmp_path / "m.gguf").stat().st_size
+    assert found.tokenizer is not None
+    assert found.tokenizer["chatml"]
+    assert "GGUF" in found.deviations[0]
+    os.truncate(tmp_path / "m.gguf", 20_000)
+    assert "cut off" in inspect_model(tmp_path / "m.gguf").faults[0]
