@@ -169,7 +169,6 @@ class _Folder:
         else:
             fault = self._refusal(self._check_foreign)
         if fault is None:
-            self._faults.clear()
             return
         if self._family:
             for line in shape_faults(self._family, self._files.shapes):

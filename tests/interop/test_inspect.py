@@ -276,6 +276,8 @@ def test_oddities_of_large_and_small_tensors(monkeypatch: pytest.MonkeyPatch) ->
     tensor[2] = 0
     tensor[4, 1] = -math.inf
     assert oddities(tensor) == ["1 values are NaN or infinite", "1 rows are all zero"]
+    tensor[0] = tensor[5] = 7
+    assert oddities(tensor)[2:] == ["2 rows hold one value"]
     assert oddities(torch.zeros(3)) == ["all zero"]
     assert oddities(torch.ones(3)) == []
     assert oddities(torch.empty(0, 3)) == ["empty"]
