@@ -247,7 +247,10 @@ def atomic_dir(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(path.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error.strerror}") from error
     try:
         yield temporary
         for item in temporary.rglob("*"):

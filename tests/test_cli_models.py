@@ -107,6 +107,8 @@ def test_mistakes_are_one_line(
     assert "takes no" in fails(capsys, "import", release, out, "model.hidden_size=3")
     assert "no folder or file" in fails(capsys, "import", tmp_path / "none", out)
     assert "3 MTP layers already" in fails(capsys, "import", release, out, "--add-mtp")
+    assert "cannot make the folder" in fails(capsys, "import", release, "/proc/none")
+    assert "cannot make the folder" in fails(capsys, "export", release, "/proc/none")
     (tmp_path / "text.txt").write_text("hello")
     assert "neither" in fails(capsys, "import", tmp_path / "text.txt", out)
     (folder / "stages" / "rl" / "model" / "config.json").write_text("{")

@@ -14,6 +14,7 @@ from openmimo.model.folder import CONFIG
 from openmimo.model.layout import Shape
 from openmimo.model.tensors import existing, open_weights, read_json
 from openmimo.tokenizer import Tokenizer
+from openmimo.tokenizer_folder import MAX_BYTES
 
 LEGACY_BUFFERS = (".rotary_emb.inv_freq", ".masked_bias")
 """Ends of names that older transformers saved; their values follow from the config."""
@@ -77,7 +78,9 @@ class FolderSource:
 
 def added_prefix(tokenizer: Path) -> str:
     """What a tokenizer.json's post-processor puts before a text, as Llama 3's does."""
-    processor = read_json(tokenizer).get("post_processor") if tokenizer.is_file() else None
+    if not tokenizer.is_file():
+        return ""
+    processor = read_json(tokenizer, MAX_BYTES).get("post_processor")
     parts = processor.get("processors", [processor]) if isinstance(processor, dict) else []
     for part in parts if isinstance(parts, list) else []:
         single = part.get("single") if isinstance(part, dict) else None

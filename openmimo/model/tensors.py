@@ -104,6 +104,21 @@ class TensorFiles:
         Raises:
             UserError: the file has changed, or the tensor holds infinities or NaN.
         """
+        values = self.read_unchecked(name)
+        # In pieces: the check needs several temporary tensors as large as what it looks at.
+        if not all(torch.isfinite(piece).all() for piece in values.flatten().split(2**20)):
+            raise UserError(
+                f"{self.stored[name].file}: {name} holds NaN or infinities: the model has diverged "
+                "or the file is damaged"
+            )
+        return values
+
+    def read_unchecked(self, name: str) -> Tensor:
+        """One tensor, infinities and NaN and all.
+
+        Raises:
+            UserError: the file has changed.
+        """
         tensor = self.stored[name]
         # The allocator would keep large buffers for itself after use, in holes that fit no other.
         large = tensor.bytes > 2**20
@@ -119,14 +134,9 @@ class TensorFiles:
             raise UserError(f"cannot read {tensor.file}: {error.strerror}") from error
         if filled < len(buffer):
             raise UserError(f"{tensor.file} is damaged or cut off: {name} ends too early")
-        values = torch.frombuffer(buffer, dtype=DTYPES[tensor.dtype]).view(tensor.shape)
-        # In pieces: the check needs several temporary tensors as large as what it looks at.
-        if not all(torch.isfinite(piece).all() for piece in values.flatten().split(2**20)):
-            raise UserError(
-                f"{tensor.file}: {name} holds NaN or infinities: the model has diverged or the "
-                "file is damaged"
-            )
-        return values
+        if not buffer:
+            return torch.empty(tensor.shape, dtype=DTYPES[tensor.dtype])
+        return torch.frombuffer(buffer, dtype=DTYPES[tensor.dtype]).view(tensor.shape)
 
 
 def weight_files(folder: Path) -> list[Path]:
