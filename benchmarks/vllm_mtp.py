@@ -1,6 +1,7 @@
 """The native engine and vLLM on one model folder: the same greedy text, the same share of drafts?
 
-    .venv-vllm/bin/python benchmarks/vllm_mtp.py runs/nano/rl --json -
+    mimo export runs/nano --to vllm --dtype float32
+    .venv-vllm/bin/python benchmarks/vllm_mtp.py runs/nano/vllm/rl --native runs/nano/rl --json -
 
 Both answer the held-out problems of the run greedily in float32 with one draft a step (`make
 test-vllm` makes .venv-vllm). Answers must be equal token for token; where they part, the native
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 
+from openmimo.errors import UserError
 from openmimo.evals.exam import read_problems
 from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request
@@ -224,9 +226,19 @@ def _equal_start(mine: Sequence[int], other: Sequence[int]) -> Iterable[int]:
         yield a
 
 
-def measure(folder: Path, problems: Path, count: int, length: int, dtype: str) -> dict[str, Any]:
-    """Both engines on `count` held-out problems; figures as they stand in the docs."""
-    model, tokenizer = load_release(folder, dtype=getattr(torch, dtype))
+def heldout(folder: Path) -> Path:
+    """The held-out problems of the run that a folder lies in."""
+    for run in folder.resolve().parents:
+        if (path := run / "stages" / "data" / "problems" / "heldout.jsonl").exists():
+            return path
+    raise UserError(f"{folder} lies in no run: name a file of problems with --problems")
+
+
+def measure(
+    folder: Path, native: Path, problems: Path, count: int, length: int, dtype: str
+) -> dict[str, Any]:
+    """vLLM with `folder` and the native engine with `native` on `count` problems of a file."""
+    model, tokenizer = load_release(native, dtype=getattr(torch, dtype))
     questions = [record["prompt"] for record in read_problems(problems).values()]
     count = min(count, len(questions))
     spread = [questions[n * len(questions) // count] for n in range(count)]
@@ -265,18 +277,22 @@ def measure(folder: Path, problems: Path, count: int, length: int, dtype: str) -
 def main() -> None:
     """Measure and print; write the figures as JSON with `--json FILE` (`-`: standard output)."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="a released model folder with an MTP layer")
-    parser.add_argument(
-        "--problems", type=Path, help="problem file (default: the held-out ones of FOLDER's run)"
-    )
+    parser.add_argument("folder", type=Path, help="for vLLM: an exported folder with an MTP layer")
+    parser.add_argument("--native", type=Path, help="for the native engine (default: FOLDER)")
+    parser.add_argument("--problems", type=Path, help="default: the run's held-out ones")
     parser.add_argument("--count", type=int, default=600, help="problems, evenly spaced")
     parser.add_argument("--length", type=int, default=160, help="most tokens of an answer")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, - for stdout")
     options = parser.parse_args()
-    heldout = options.folder.parent / "stages" / "data" / "problems" / "heldout.jsonl"
-    problems = options.problems or heldout
-    figures = measure(options.folder, problems, options.count, options.length, options.dtype)
+    figures = measure(
+        options.folder,
+        options.native or options.folder,
+        options.problems or heldout(options.folder),
+        options.count,
+        options.length,
+        options.dtype,
+    )
     text = json.dumps(figures, indent=2)
     if options.json and options.json != "-":
         Path(options.json).write_text(text + "\n")

@@ -13,6 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.vllm_mtp import Greedy, Parting, Vllm, answer, answer_as_vllm_does, partings
+from openmimo.interop.exporting import Model, export_model
+from openmimo.model.checkpoint import write_model
+from openmimo.model.mimo import MiMo
 
 from .conftest import LENGTH, Export, Native, copy_folder
 
@@ -113,6 +116,23 @@ def test_swapped_halves_show_in_the_acceptance(
         there = vllm.answer(native.prompts, LENGTH, native.stop_ids)
     assert untied(native, there) == []
     assert there.acceptance < theirs.acceptance - 5 * POINTS
+
+
+def test_heads_of_another_size_are_widened(native: Native, tmp_path: Path) -> None:
+    # As nano's are, which vLLM does not run as they are. The weights are random.
+    shape = {"hidden_size": 80, "num_attention_heads": 4, "head_dim": 20, "initializer_range": 0.2}
+    model = MiMo(native.model.config.model_copy(update=shape))
+    model.init_weights(torch.Generator().manual_seed(0))
+    (tmp_path / "narrow").mkdir()
+    write_model(model.eval(), tmp_path / "narrow", torch.float32, native.tokenizer)
+    export_model(Model.from_folder(tmp_path / "narrow"), tmp_path / "wide", "vllm")
+    prompts = native.prompts[:16]
+    ours = answer(model, native.tokenizer, prompts, [32] * len(prompts))
+    with Vllm(tmp_path / "wide") as vllm:
+        there = vllm.answer(prompts, 32)
+    assert [p for p in partings(model, prompts, ours, there) if not p.tied] == []
+    alike = answer_as_vllm_does(model, native.tokenizer, prompts, ours)
+    assert there.drafts == pytest.approx(alike.drafts, rel=0.01)
 
 
 def test_the_trunk_as_qwen2_needs_no_remote_code(export: Export, native: Native) -> None:
