@@ -42,7 +42,7 @@ def theirs(hf_folder: Path, native: Native) -> Greedy:
 def test_the_model_can_show_something(native: Native) -> None:
     assert len(native.prompts) >= 100
     assert sum(map(len, native.greedy.answers)) > 1500
-    assert len({tuple(tokens) for tokens in native.greedy.answers}) > 60
+    assert len({tuple(tokens) for tokens in native.greedy.answers}) > 30
     assert 0.5 < native.greedy.acceptance < 0.98
 
 
