@@ -1,4 +1,7 @@
-"""Pre-training: Base from nothing, three stages from one table in tokens (report, section 2.3)."""
+"""Pre-training: Base in three stages from one table in tokens (report, section 2.3).
+
+It starts from nothing, or goes on from the model of `init_from`.
+"""
 
 from __future__ import annotations
 
@@ -132,4 +135,4 @@ def first_model(recipe: Recipe) -> MiMo:
         model = MiMo(recipe.model)
         model.init_weights(torch.Generator().manual_seed(recipe.seed))
         return model
-    return start_model(recipe, Path(recipe.init_from))
+    return start_model(recipe)
