@@ -21,7 +21,7 @@ from openmimo.tokenizer import Tokenizer
 from openmimo.training.batch import batch_rows
 from openmimo.training.loop import Objective, Step, train
 from openmimo.training.schedule import Point, Schedule
-from openmimo.training.start import folder_digest, start_model
+from openmimo.training.start import start_digest, start_model
 from openmimo.training.stream import PackedStream
 
 
@@ -99,7 +99,7 @@ def run(recipe: Recipe, run: Run) -> None:
     """
     upstream = [run.require("data")]
     if recipe.init_from:
-        upstream.append(folder_digest(Path(recipe.init_from)))
+        upstream.append(start_digest(recipe))
     stage = run.stage(
         "pretrain",
         config_hash(recipe.pretrain, config_hash(recipe.model), str(recipe.seed), *upstream),

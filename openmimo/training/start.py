@@ -92,8 +92,8 @@ def start_model(recipe: Recipe) -> MiMo:
     return first
 
 
-def folder_digest(folder: Path) -> str:
-    """SHA-256 over a model folder's configuration and weights: whether it is still the same.
+def start_digest(recipe: Recipe) -> str:
+    """SHA-256 over configuration and weights in `init_from`: whether it is still the same model.
 
     Raises:
         UserError: it is no model folder.
@@ -102,6 +102,7 @@ def folder_digest(folder: Path) -> str:
     from openmimo.model.folder import CONFIG, OWN_CONFIG
     from openmimo.training.checkpoint import digest
 
+    folder = _existing(str(recipe.init_from))
     _, files = open_model(folder)
     names = {tensor.file for tensor in files.stored.values()} | {folder / CONFIG}
     if (folder / OWN_CONFIG).exists():
@@ -115,6 +116,10 @@ def folder_digest(folder: Path) -> str:
 def _read_config(folder: str) -> ModelConfig:
     from openmimo.model.checkpoint import load_config
 
+    return load_config(_existing(folder))
+
+
+def _existing(folder: str) -> Path:
     if not Path(folder).is_dir():
         raise UserError(f"init_from is {folder!r}, which is no folder: make it with `mimo import`")
-    return load_config(folder)
+    return Path(folder)
