@@ -1,4 +1,4 @@
-"""The verbs that work on model folders instead of runs: import and export.
+"""The verbs that work on model folders instead of runs: import, export and inspect.
 
 Each imports what it needs when it runs, so that `mimo --help` is instant.
 """
@@ -26,6 +26,7 @@ def add_model_verbs(verbs: Any) -> None:
     """Add the verbs to argparse's subparsers; each sets `handler`."""
     _add_import(verbs)
     _add_export(verbs)
+    _add_inspect(verbs)
 
 
 def _add_import(verbs: Any) -> None:
@@ -66,6 +67,15 @@ def _add_export(verbs: Any) -> None:
     add("--variant", choices=VARIANTS, help="of a run (default: all four)")
     _add_weights_options(verb, "as stored; bfloat16 for a run")
     verb.set_defaults(handler=export)
+
+
+def _add_inspect(verbs: Any) -> None:
+    text = "say what a model folder or GGUF file holds, needs, and does unlike the published ones"
+    verb = verbs.add_parser("inspect", help=text, description=text)
+    verb.add_argument("model", metavar="DIR|FILE.gguf", type=Path)
+    verb.add_argument("--weights", action="store_true", help="read every weight and check it too")
+    verb.add_argument("--json", metavar="FILE", help="write it as JSON; - is standard output")
+    verb.set_defaults(handler=inspect)
 
 
 def _add_weights_options(verb: argparse.ArgumentParser, default: str) -> None:
@@ -165,6 +175,30 @@ def usage(form: str, target: Path, drafts: bool) -> list[str]:
         "qwen2": [f"vllm serve {target}"],
         "gguf": [f"llama-cli -m {target}"],
     }[form]
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """`mimo inspect DIR`: everything that can be said, then the reason if it cannot be used."""
+    import dataclasses
+    import json
+
+    from openmimo.interop.inspect import inspect_model
+    from openmimo.interop.inspect_text import render
+
+    found = inspect_model(options.model, options.weights)
+    if options.json:
+        text = json.dumps(dataclasses.asdict(found), indent=2) + "\n"
+        if options.json == "-":
+            print(text, end="")
+        else:
+            try:
+                Path(options.json).write_text(text, encoding="utf-8")
+            except (OSError, ValueError) as error:
+                raise UserError(f"cannot write {options.json}: {error}") from error
+    if options.json != "-":
+        print(render(found), end="")
+    if found.faults:
+        raise UserError(f"openmimo cannot use {options.model}: {found.faults[0]}")
 
 
 def _dtype(name: str | None) -> torch.dtype | None:

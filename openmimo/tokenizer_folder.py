@@ -20,6 +20,7 @@ import tokenizers
 from tokenizers import AddedToken, models
 
 from openmimo.errors import UserError
+from openmimo.json_files import parse_object
 from openmimo.qwen_tokenizer import BYTE_OF_CHARACTER, qwen2_pipeline
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -115,21 +116,9 @@ def _read(path: Path) -> bytes:
 def _parse(content: bytes, path: Path) -> dict[str, Any]:
     """The JSON object in a file; a key that occurs twice is an error."""
     try:
-        parsed = json.loads(content, object_pairs_hook=_without_repeats)
-    except (ValueError, RecursionError) as error:
+        return parse_object(content)
+    except ValueError as error:
         raise _unreadable(path, error) from error
-    if not isinstance(parsed, dict):
-        raise UserError(f"{path} is not a readable tokenizer: it must hold one JSON object")
-    return parsed
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        seen: set[str] = set()
-        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"{repeated[:40]!r} occurs twice")
-    return result
 
 
 def _guarded(path: Path, build: Callable[[], tokenizers.Tokenizer]) -> tokenizers.Tokenizer:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from openmimo.errors import UserError
+from openmimo.json_files import read_json
 from openmimo.model.checkpoint import add_extra_layers, read_own_config
 from openmimo.model.folder import CONFIG
 from openmimo.model.layout import Shape
-from openmimo.model.tensors import existing, open_weights, read_json
+from openmimo.model.tensors import existing, open_weights
 from openmimo.tokenizer import Tokenizer
 from openmimo.tokenizer_folder import MAX_BYTES
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from openmimo.config.schema import ModelConfig
 from openmimo.errors import UserError
+from openmimo.json_files import read_json
 from openmimo.model.folder import (
     CONFIG,
     EXTRA_WEIGHTS,
@@ -23,7 +24,7 @@ from openmimo.model.folder import (
 from openmimo.model.layout import MTP, Shape, tensor_count, tensor_shapes
 from openmimo.model.mimo import MiMo
 from openmimo.model.published import from_published
-from openmimo.model.tensors import TensorFiles, existing, open_weights, read_json
+from openmimo.model.tensors import TensorFiles, existing, open_weights
 from openmimo.runs import atomic_dir
 from openmimo.tokenizer import Tokenizer
 

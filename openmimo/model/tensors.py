@@ -7,21 +7,19 @@ than the tensor asked for, and a file that shrinks meanwhile is an error instead
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 import os
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from openmimo.errors import UserError, shown
+from openmimo.json_files import parse_object, read_json
 from openmimo.model.layout import Shape
 
 WEIGHTS = "model.safetensors"
@@ -30,8 +28,6 @@ DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 MAX_JSON = 16 * 2**20
 """Bytes of an index or of a file's header; those of 100,000 tensors have about ten million."""
-MAX_CONFIG = 2**20
-"""Bytes of a config.json; parsed, JSON can take thirty times as much memory."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +100,21 @@ class TensorFiles:
         Raises:
             UserError: the file has changed, or the tensor holds infinities or NaN.
         """
+        values = self.read_unchecked(name)
+        # In pieces: the check needs several temporary tensors as large as what it looks at.
+        if not all(torch.isfinite(piece).all() for piece in values.flatten().split(2**20)):
+            raise UserError(
+                f"{self.stored[name].file}: {name} holds NaN or infinities: the model has diverged "
+                "or the file is damaged"
+            )
+        return values
+
+    def read_unchecked(self, name: str) -> Tensor:
+        """One tensor, infinities and NaN and all.
+
+        Raises:
+            UserError: the file has changed.
+        """
         tensor = self.stored[name]
         # The allocator would keep large buffers for itself after use, in holes that fit no other.
         large = tensor.bytes > 2**20
@@ -119,14 +130,9 @@ class TensorFiles:
             raise UserError(f"cannot read {tensor.file}: {error.strerror}") from error
         if filled < len(buffer):
             raise UserError(f"{tensor.file} is damaged or cut off: {name} ends too early")
-        values = torch.frombuffer(buffer, dtype=DTYPES[tensor.dtype]).view(tensor.shape)
-        # In pieces: the check needs several temporary tensors as large as what it looks at.
-        if not all(torch.isfinite(piece).all() for piece in values.flatten().split(2**20)):
-            raise UserError(
-                f"{tensor.file}: {name} holds NaN or infinities: the model has diverged or the "
-                "file is damaged"
-            )
-        return values
+        if not buffer:
+            return torch.empty(tensor.shape, dtype=DTYPES[tensor.dtype])
+        return torch.frombuffer(buffer, dtype=DTYPES[tensor.dtype]).view(tensor.shape)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -159,36 +165,6 @@ def has_index(folder: Path) -> bool:
     return os.path.lexists(folder / INDEX)
 
 
-def read_json(path: Path, limit: int = MAX_CONFIG) -> dict[str, Any]:
-    """The object in a JSON file of at most `limit` bytes.
-
-    Raises:
-        UserError: it is missing, no plain file, too large, not JSON, or no object; or it has a key
-            twice, and other readers may take the other value.
-    """
-    if not os.path.isfile(path):  # opening a pipe would wait forever
-        raise UserError(f"cannot read {path}: no such file")
-    try:
-        with path.open("rb") as file:
-            raw = file.read(limit + 1)
-        if len(raw) > limit:
-            raise UserError(f"{path} has more than {limit:,} bytes: that is no such file")
-        content = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeats)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold one JSON object")
-    return content
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"it has the key {shown(repeated)} twice")
-    return content
-
-
 def existing(path: Path) -> Path:
     """`path`, which must be a file of a model folder."""
     if not os.path.isfile(path):  # unlike Path's, it takes any name without raising
@@ -205,9 +181,9 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
                 raise ValueError(f"its header claims to have {length:,} bytes")
             with safe_open(file, framework="pt"):
                 pass
-            header = json.loads(stream.read(length), object_pairs_hook=_without_repeats)
+            header = parse_object(stream.read(length))
             size = os.fstat(stream.fileno()).st_size
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{file} is damaged or cut off: {error}") from error
     tensors = {}
     for name, entry in header.items():

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from ..model.conftest import make_model, tokenizer
+from ..model.conftest import make_model, pristine, tokenizer
 from .gguf_files import hard_texts, smollm2, write_gguf_file
 
-__all__ = ["hard_texts", "make_model", "smollm2", "tokenizer", "write_gguf_file"]  # fixtures
+# Fixtures.
+__all__ = ["hard_texts", "make_model", "pristine", "smollm2", "tokenizer", "write_gguf_file"]
 
 SIZES = {
     "vocab_size": 97,

@@ -10,6 +10,8 @@ from openmimo.config.schema import ModelConfig
 from openmimo.model.mimo import MiMo
 from openmimo.tokenizer import Tokenizer
 
+from .damage import Pristine
+
 # The attention is wider than the residual stream, so that no two sizes can be confused.
 TINY = {
     "vocab_size": 97,
@@ -53,3 +55,11 @@ def ids() -> torch.Tensor:
 def tokenizer() -> Tokenizer:
     """A tokenizer of fewer than 304 tokens, the smallest size of a model for it."""
     return Tokenizer.train(["One and one is two. 1 + 1 = 2\n" * 20], 300)
+
+
+@pytest.fixture(scope="session")
+def pristine(
+    make_model: MakeModel, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Pristine:
+    """An undamaged folder in each stored type, to copy and damage."""
+    return Pristine(tmp_path_factory.mktemp("pristine"), make_model(vocab_size=304), tokenizer)

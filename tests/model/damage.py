@@ -12,7 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from openmimo.model.checkpoint import load_model, write_model
+from openmimo.model.folder import dtype_name
+from openmimo.model.mimo import MiMo
 from openmimo.model.tensors import TensorFiles
+from openmimo.tokenizer import Tokenizer
 
 CONFIG, OWN, INDEX = "config.json", "openmimo.json", "model.safetensors.index.json"
 FIRST, EXTRA = "model-00001-of-00002.safetensors", "mtp_extra.safetensors"
@@ -27,6 +31,32 @@ INPUT, SECOND = "model.mtp_layers.0.input_proj.weight", "model.mtp_layers.1.inpu
 
 Damage = Callable[[Path], Any]
 DEEP = "[" * 100_000 + "]" * 100_000
+
+
+class Pristine:
+    """Undamaged folders, one for each stored type, and the models in them."""
+
+    def __init__(self, folder: Path, model: MiMo, tokenizer: Tokenizer) -> None:
+        self.models: dict[str, MiMo] = {}
+        self._folder = folder
+        size = 4 * sum(p.numel() for p in model.parameters())
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            target = folder / dtype_name(dtype)
+            target.mkdir()
+            # Two shards: the extra MTP layers, 30 % of this model, are in no shard.
+            shard = size * dtype.itemsize // 4 * 45 // 100
+            write_model(model, target, dtype, tokenizer, max_shard_bytes=shard)
+            assert {path.name for path in target.glob("*.safetensors")} == set(WEIGHTS)
+            self.models[target.name] = load_model(target)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The content of config.json."""
+        content: dict[str, Any] = json.loads((self._folder / "float32" / CONFIG).read_text())
+        return content
+
+    def copy(self, target: Path, dtype: str = "float32") -> Path:
+        return shutil.copytree(self._folder / dtype, target / "model")
 
 
 def edit(name: str, **changes: Any) -> Damage:

@@ -24,12 +24,10 @@ from openmimo.cli import main
 from openmimo.errors import UserError
 from openmimo.interop.families import read_family
 from openmimo.interop.importing import Options, import_model
-from openmimo.model.checkpoint import load_model, load_release, write_model
-from openmimo.model.folder import dtype_name
+from openmimo.model.checkpoint import load_model, load_release
 from openmimo.model.mimo import MiMo
 from openmimo.model.published import from_published
 from openmimo.model.tensors import TensorFiles
-from openmimo.tokenizer import Tokenizer
 
 from .damage import (
     ABSURD,
@@ -55,6 +53,7 @@ from .damage import (
     UNREAD,
     WEIGHTS,
     Damage,
+    Pristine,
     edit,
     replace,
     retensor,
@@ -63,39 +62,6 @@ from .damage import (
 pytestmark = pytest.mark.timeout(30)  # a case takes milliseconds: more is a hang
 
 MOST_MEMORY = 200 * 2**20
-
-
-class Pristine:
-    """Undamaged folders, one for each stored type, and the models in them."""
-
-    def __init__(self, folder: Path, model: MiMo, tokenizer: Tokenizer) -> None:
-        self.models: dict[str, MiMo] = {}
-        self._folder = folder
-        size = 4 * sum(p.numel() for p in model.parameters())
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            target = folder / dtype_name(dtype)
-            target.mkdir()
-            # Two shards: the extra MTP layers, 30 % of this model, are in no shard.
-            shard = size * dtype.itemsize // 4 * 45 // 100
-            write_model(model, target, dtype, tokenizer, max_shard_bytes=shard)
-            assert {path.name for path in target.glob("*.safetensors")} == set(WEIGHTS)
-            self.models[target.name] = load_model(target)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The content of config.json."""
-        content: dict[str, Any] = json.loads((self._folder / "float32" / CONFIG).read_text())
-        return content
-
-    def copy(self, target: Path, dtype: str = "float32") -> Path:
-        return shutil.copytree(self._folder / dtype, target / "model")
-
-
-@pytest.fixture(scope="session")
-def pristine(
-    make_model: Callable[..., MiMo], tokenizer: Tokenizer, tmp_path_factory: Any
-) -> Pristine:
-    return Pristine(tmp_path_factory.mktemp("pristine"), make_model(vocab_size=304), tokenizer)
 
 
 @pytest.fixture(autouse=True)

@@ -141,7 +141,7 @@ def test_values_stay_between_a_row_s_ends(tokens: int) -> None:
     assert high[0] <= point.batch <= high[1]
 
 
-@pytest.mark.parametrize("ends", [(), (200, 100), (100, 100)])
+@pytest.mark.parametrize("ends", [(200, 100), (100, 100)])
 def test_rows_out_of_order(ends: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="schedule"):
         PretrainConfig(schedule=tuple(row(until) for until in ends))
@@ -160,3 +160,8 @@ def test_rows_out_of_order(ends: tuple[int, ...]) -> None:
 def test_rows_that_cannot_be(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         row(100, **changes)
+
+
+def test_an_empty_table_is_no_steps() -> None:
+    # A run with `init_from` may hand its model on as it is.
+    assert Schedule(()).steps() == []
