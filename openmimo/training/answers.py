@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,14 +77,8 @@ class Answers:
         return True
 
     def segments(self) -> list[Segment]:
-        """The answers as samples whose loss is on the answer alone."""
-        samples = []
-        for path in sorted(self._folder.glob("*.jsonl")):
-            for _, record in read_records(path):
-                prompt, answer = record["prompt_ids"], record["answer_ids"]
-                ids = np.asarray([*prompt, *answer], dtype=np.int64)
-                samples.append(Segment(ids, loss_from=len(prompt)))
-        return samples
+        """`read_answers` of this stage."""
+        return read_answers(self._folder)
 
     def measure(self, model: MiMo, when: str) -> None:
         """Add acceptance on held-out prompts, greedy and sampled, to acceptance.json."""
@@ -162,6 +157,17 @@ class Answers:
 
     def _texts(self, file: str) -> list[str]:
         return [record["prompt"] for _, record in read_records(self._data / file, "prompt")]
+
+
+def read_answers(folder: Path) -> list[Segment]:
+    """The answers in `folder` as samples whose loss is on the answer alone."""
+    samples = []
+    for path in sorted(folder.glob("*.jsonl")):
+        for _, record in read_records(path):
+            prompt, answer = record["prompt_ids"], record["answer_ids"]
+            ids = np.asarray([*prompt, *answer], dtype=np.int64)
+            samples.append(Segment(ids, loss_from=len(prompt)))
+    return samples
 
 
 def _name(chunk: int) -> str:

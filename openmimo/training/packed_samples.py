@@ -27,6 +27,10 @@ class PackedSamples:
         self._length, self._seed, self._name = length, seed, name
         self._rows = pack([len(sample.ids) for sample in self._samples], length)
 
+    def __len__(self) -> int:
+        """Packed rows: those of one epoch."""
+        return len(self._rows)
+
     @property
     def fill(self) -> float:
         """Share of the rows' tokens that is not padding."""

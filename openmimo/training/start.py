@@ -22,6 +22,9 @@ _NOT_COMPARED = ("num_nextn_predict_layers", "initializer_range")
 """Pre-training has one MTP layer, whatever the folder has; nothing is initialised."""
 
 
+_NEEDED = {name for name, field in ModelConfig.model_fields.items() if field.is_required()}
+
+
 def take_model(settings: dict[str, Any]) -> None:
     """Fill in [model] from the folder of `init_from`, where a recipe leaves it out.
 
@@ -31,11 +34,14 @@ def take_model(settings: dict[str, Any]) -> None:
     Raises:
         UserError: [model] is needed, and there is no such folder or it describes no MiMo model.
     """
-    folder, model = settings.get("init_from"), settings.setdefault("model", {})
-    if not isinstance(folder, str) or folder == NONE or not isinstance(model, dict):
+    folder = settings.get("init_from")
+    if not isinstance(folder, str) or folder == NONE:
         return
-    if ModelConfig.model_fields.keys() <= model.keys():
-        return  # all is said, as in a run's config.toml; the folder may be gone by then
+    model = settings.setdefault("model", {})
+    if not isinstance(model, dict):
+        return  # said when the settings are checked
+    if not Path(folder).is_dir() and model.keys() >= _NEEDED:
+        return  # enough is said, as in a run's config.toml that has outlived the folder
     theirs = _read_config(folder).model_dump(mode="json") | {"num_nextn_predict_layers": 1}
     for name, value in theirs.items():
         model.setdefault(name, value)
