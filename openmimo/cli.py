@@ -41,13 +41,13 @@ STAGES = {
         ("init_from", "data", "sft.responses_per_query"),
     ),
     "pretrain": StageVerb(
-        "pre-train Base in three stages",
+        "pre-train Base in three stages, or take the model of init_from",
         "openmimo.training.pretrain",
         ("init_from", "model", "pretrain"),
         after=("data",),
     ),
     "mtp-heads": StageVerb(
-        "copy Base's MTP layer and tune the copies",
+        "copy Base's MTP layer and tune the copies, or the layer itself",
         "openmimo.training.mtp_heads",
         ("mtp_heads",),
         after=("pretrain",),
@@ -273,6 +273,7 @@ def load_recipe(options: argparse.Namespace, overrides: list[str]) -> tuple[Path
     """The run's folder and its checked settings."""
     from openmimo.config.load import load_config
     from openmimo.config.schema import Recipe
+    from openmimo.training.start import check_start, take_model
 
     if options.recipe == "":
         raise UserError("--recipe is empty: name a preset or a TOML file")
@@ -287,7 +288,9 @@ def load_recipe(options: argparse.Namespace, overrides: list[str]) -> tuple[Path
         name = str(saved)
     if options.seed is not None:
         overrides = [*overrides, f"seed={options.seed}"]
-    return folder, load_config(Recipe, name, overrides)
+    recipe = load_config(Recipe, name, overrides, complete=take_model)
+    check_start(recipe)
+    return folder, recipe
 
 
 def run_stage(name: str, recipe: Recipe, run: Run) -> None:

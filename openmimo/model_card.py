@@ -43,6 +43,7 @@ def model_card(run: Path, variant: str, config: ModelConfig, dtype: str) -> str:
     """
     results = _read_json(run / "stages" / "eval" / "results.json")
     metrics = {name: _read_metrics(run, name) for name in _LINEAGE[variant]}
+    done = {name: _read_json(run / "stages" / name / "done.json") for name in metrics}
     title, own = TITLES[variant], results.get("variants", {}).get(variant, {})
     sizes = {name: math.prod(shape) for name, shape in tensor_shapes(config)}
     mtp = sum(size for name, size in sizes.items() if name.startswith(MTP))
@@ -53,7 +54,8 @@ def model_card(run: Path, variant: str, config: ModelConfig, dtype: str) -> str:
         "layers": config.num_nextn_predict_layers,
         "mtp_hidden": config.mtp_hidden,
         "dtype": dtype,
-        "recipe": [_describe(name, rows) for name, rows in metrics.items()],
+        "start": done["pretrain"].get("init_from"),
+        "recipe": [_describe(name, metrics[name], done[name]) for name in metrics],
         "pretraining": _last_of_each_stage(metrics["pretrain"]),
         "sources": _read_json(run / "stages" / "data" / "stats.json").get("sources", {}),
         "scores": _by_title(results.get("variants", {})) if own else {},
@@ -69,21 +71,38 @@ def model_card(run: Path, variant: str, config: ModelConfig, dtype: str) -> str:
         ) from error
 
 
-def _describe(stage: str, rows: list[dict[str, Any]]) -> str:
-    """One line on what a stage did, from the last record of its metrics."""
+def _describe(stage: str, rows: list[dict[str, Any]], done: dict[str, Any]) -> str:
+    """One line on what a stage did, from the last record of its metrics and its done.json."""
     last = rows[-1] if rows else {}
     tokens = f"{last['tokens']:,} tokens" if "tokens" in last else "tokens not recorded"
     steps = f"{last['step']:,} steps" if last else "steps not recorded"
     return {
-        "pretrain": f"Pre-training from nothing, with one MTP layer: {tokens}.",
-        "mtp_heads": "The MTP layer copied; the copies tuned to draft further ahead, the rest "
-        f"frozen: {tokens}.",
+        "pretrain": _describe_start(done.get("init_from"), tokens if rows else None),
+        "mtp_heads": f"{_describe_heads(done)}, the rest frozen: {tokens}.",
         "sft": f"Supervised fine-tuning on worked solutions, MTP layers too: {tokens}.",
         "rl_zero": "Reinforcement learning from Base on verified answers (GRPO), MTP layers "
         f"frozen: {steps}.",
         "rl": "Reinforcement learning from SFT on verified answers (GRPO), MTP layers frozen: "
         f"{steps}.",
     }[stage]
+
+
+def _describe_start(start: str | None, tokens: str | None) -> str:
+    """start: the folder of `init_from`; tokens: None if there was no pre-training."""
+    if start is None:
+        return f"Pre-training from nothing, with one MTP layer: {tokens or 'tokens not recorded'}."
+    further = f"; pre-training went on, with one MTP layer: {tokens}" if tokens else ""
+    return f"Started from the imported model `{start}`{further}."
+
+
+def _describe_heads(done: dict[str, Any]) -> str:
+    if not done.get("tune_first"):
+        text = "The MTP layer copied; the copies tuned to draft further ahead"
+    elif done["layers"] == 1:
+        text = "The MTP layer tuned"
+    else:
+        text = "The MTP layer copied; it and the copies tuned"
+    return f"{text} on the model's own answers" if done.get("generations") else text
 
 
 def _last_of_each_stage(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -182,6 +182,56 @@ def test_the_card_of_rl(run: Run) -> None:
     assert "\n\n\n" not in text
 
 
+def rewrite_done(run: Run, name: str, **facts: Any) -> None:
+    path = run.dir / "stages" / name / "done.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(before | facts))
+
+
+def test_the_card_says_what_the_run_started_from(run: Run) -> None:
+    rewrite_done(run, "pretrain", init_from="smollm2")
+    run_release(recipe(), run)
+    text = card(run, "base")
+    assert (
+        "1. Started from the imported model `smollm2`; pre-training went on, with one MTP layer: "
+        "3,000,000 tokens.\n" in text
+    )
+    assert "from nothing" not in text
+    assert text.startswith("---\nlicense: other\n")
+    assert "## Licence\n\nThat of `smollm2`, the model it started from.\n" in text
+    assert "read little else" not in text
+
+
+def test_without_further_pre_training_the_card_speaks_of_none(run: Run) -> None:
+    rewrite_done(run, "pretrain", init_from="smollm2")
+    (run.dir / "stages" / "pretrain" / "metrics.jsonl").write_text("")
+    run_release(recipe(), run)
+    assert "1. Started from the imported model `smollm2`.\n" in card(run, "base")
+    assert "| pre-training |" not in card(run, "base")
+
+
+@pytest.mark.parametrize(
+    ("facts", "sentence"),
+    [
+        ({}, "The MTP layer copied; the copies tuned to draft further ahead, the rest frozen:"),
+        (
+            {"layers": 1, "tune_first": True, "generations": 9},
+            "The MTP layer tuned on the model's own answers, the rest frozen:",
+        ),
+        (
+            {"layers": 3, "tune_first": True, "generations": 0},
+            "The MTP layer copied; it and the copies tuned, the rest frozen:",
+        ),
+    ],
+)
+def test_the_card_says_which_mtp_layers_were_tuned(
+    run: Run, facts: dict[str, Any], sentence: str
+) -> None:
+    rewrite_done(run, "mtp_heads", **facts)
+    run_release(recipe(), run)
+    assert f"2. {sentence} 12,345 tokens.\n" in card(run, "base")
+
+
 def test_the_card_of_base_tells_no_other_models_story(run: Run) -> None:
     add_results(run)
     run_release(recipe(), run)

@@ -9,7 +9,7 @@ import importlib.resources
 import json
 import tomllib
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,8 +25,15 @@ Keys = tuple[Key, ...]
 C = TypeVar("C", bound=Config)
 
 
-def load_config(schema: type[C], recipe: str, overrides: list[str] | None = None) -> C:
+def load_config(
+    schema: type[C],
+    recipe: str,
+    overrides: list[str] | None = None,
+    complete: Callable[[dict[str, Any]], None] | None = None,
+) -> C:
     """Read ``recipe`` (a preset's name or the path of a TOML file) and apply ``overrides``.
+
+    ``complete`` may add to the settings what follows from them, before they are checked.
 
     An override is ``rl.learning_rate=1e-4`` or ``--rl.learning-rate 1e-4``; a number in the path
     indexes a list (``pretrain.stages.0.tokens=1e6``). Raises `UserError` for a missing file,
@@ -41,6 +48,8 @@ def load_config(schema: type[C], recipe: str, overrides: list[str] | None = None
         _check_known(schema, keys, COMMAND_LINE)
         _assign(data, keys, _parse(text, _annotation(schema, keys)), path)
         origins[keys] = COMMAND_LINE
+    if complete:
+        complete(data)
     try:
         # Through JSON, because only there "strict" lets a list be a tuple and a string a path.
         return schema.model_validate_json(json.dumps(_spell_out(data, schema)), strict=True)

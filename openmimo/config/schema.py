@@ -372,8 +372,8 @@ class Recipe(Config):
     seed: int = Field(default=0, ge=0)
     """Seeds data order, initial weights, sampling and problems."""
     init_from: str | None = None
-    """Folder of a model to go on from, as `mimo import` writes it, instead of random weights. The
-    section [model] must describe it, and its tokenizer is taken."""
+    """Folder of a model to go on from, as `mimo import` writes it, instead of random weights. Its
+    tokenizer is taken, and so are the settings of [model] that the recipe leaves out."""
     model: ModelConfig
     """The architecture."""
     data: DataConfig = DataConfig()

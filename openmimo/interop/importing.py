@@ -20,7 +20,7 @@ from openmimo.config.base import Config, to_toml
 from openmimo.config.schema import ModelConfig
 from openmimo.errors import UserError
 from openmimo.interop.families import Family, check_stored, read_family
-from openmimo.interop.fresh_mtp import fresh_mtp_tensor
+from openmimo.interop.fresh_mtp import FreshMTP
 from openmimo.interop.sources import FolderSource, Source, open_source
 from openmimo.model.folder import SHARD_BYTES, dtype_name, write_folder
 from openmimo.model.layout import BIASES, EMBEDDING, HEAD, MTP, tensor_count, tensor_shapes
@@ -122,8 +122,8 @@ class _Reader:
     def __init__(
         self, source: Source, family: Family, config: ModelConfig, options: Options
     ) -> None:
-        self._source, self._family, self._config = source, family, config
-        self._options = options
+        self._source, self._family, self._options = source, family, options
+        self._fresh = FreshMTP(config, self._trunk)
         self.count = 0
 
     def read(self, name: str) -> Tensor:
@@ -131,7 +131,7 @@ class _Reader:
         self.count += 1
         if name.startswith(MTP) and name not in self._source.shapes:
             part = name.removeprefix(MTP).split(".", 1)[1]
-            return fresh_mtp_tensor(part, self._config, self._trunk)
+            return self._fresh.tensor(part)
         tensor = self._trunk(name)
         if name.startswith(MTP) and name.endswith("input_proj.weight"):
             return tensor if self._options.mtp_order == "hidden_first" else swap_halves(tensor)

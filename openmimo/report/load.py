@@ -122,13 +122,17 @@ class Run:
         parts += [
             f"stage {stage} has no metrics"
             for stage in ("pretrain", "mtp_heads", "sft", "rl_zero", "rl")
-            if stage in self.done and not self.metrics[stage]
+            if stage in self.done and not self.metrics[stage] and not self._handed_on(stage)
         ]
         if "data" in self.done and self.stats is None:
             parts.append("stages/data/stats.json is missing")
         if "eval" in self.done and self.results is None:
             parts.append("stages/eval/results.json is missing")
         return parts
+
+    def _handed_on(self, stage: str) -> bool:
+        """Whether the stage had no step to make: pre-training that only takes `init_from`."""
+        return stage == "pretrain" and self.config.get("pretrain", {}).get("schedule") == []
 
 
 def load_run(folder: Path) -> Run:

@@ -13,12 +13,14 @@ made again, in the same company, so that it comes out the same to the last bit.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from openmimo.config.schema import Recipe
-from openmimo.data.documents import read_records
+from openmimo.data.documents import read_records, write_records
 from openmimo.errors import UserError
 from openmimo.inference.acceptance import measure_acceptance
 from openmimo.inference.engine import Engine, PlainDecoder
@@ -32,8 +34,10 @@ from openmimo.training.batch import Segment
 
 CHUNK = 64
 """Prompts answered together."""
-MEASURED = 64
+MEASURED = 48
 """Held-out prompts on which acceptance is measured."""
+MEASURED_WITH = {"greedy": (0.0, 1.0), "sampled": (0.6, 0.95)}
+"""Temperature and top-p: greedy, and the report's evaluation sampling."""
 
 
 class Answers:
@@ -53,7 +57,10 @@ class Answers:
                 answer.
         """
         self._folder.mkdir(exist_ok=True)
-        requests = self._requests("generations", self._prompts(), self._config.generations)
+        config = self._config
+        requests = self._requests(
+            "generations", self._prompts(), config.generations, config.generation_temperature, 1.0
+        )
         chunks = [requests[start : start + CHUNK] for start in range(0, len(requests), CHUNK)]
         done = sum((self._folder / _name(number)).exists() for number in range(len(chunks)))
         with Progress("mtp_heads answers", len(chunks), start=done) as progress:
@@ -64,20 +71,14 @@ class Answers:
                 lines = self._answer(model, chunk)
                 if lines is None:
                     return False
-                atomic_write(path, "".join(json.dumps(line) + "\n" for line in lines))
+                write_records(path, lines)
                 self._stage.save_clock()
                 progress.step(number + 1, tokens=sum(len(line["answer_ids"]) for line in lines))
         return True
 
     def segments(self) -> list[Segment]:
-        """The answers as samples whose loss is on the answer alone."""
-        samples = []
-        for path in sorted(self._folder.glob("*.jsonl")):
-            for _, record in read_records(path):
-                prompt, answer = record["prompt_ids"], record["answer_ids"]
-                ids = np.asarray([*prompt, *answer], dtype=np.int64)
-                samples.append(Segment(ids, loss_from=len(prompt)))
-        return samples
+        """`read_answers` of this stage."""
+        return read_answers(self._folder)
 
     def measure(self, model: MiMo, when: str) -> None:
         """Add acceptance on held-out prompts, greedy and sampled, to acceptance.json."""
@@ -88,11 +89,11 @@ class Answers:
         prompts = self._texts("problems/heldout.jsonl")
         model.eval()
         found[when] = {}
-        temperatures = {"greedy": 0.0, "sampled": self._config.generation_temperature}
-        for name, temperature in temperatures.items():
-            requests = self._requests("acceptance", prompts, MEASURED, temperature)
+        for name, (temperature, top_p) in MEASURED_WITH.items():
+            self._run.interrupt.check()
+            requests = self._requests("acceptance", prompts, MEASURED, temperature, top_p)
             measured = measure_acceptance(model, requests, self._tokenizer.vocab_size)
-            found[when][name] = measured | {"temperature": temperature}
+            found[when][name] = measured | {"temperature": temperature, "top_p": top_p}
             print(f"mtp_heads: {when} training, {name}: {_summary(measured)}", flush=True)
         atomic_write(path, json.dumps(found, indent=2) + "\n")
 
@@ -117,7 +118,7 @@ class Answers:
         ]
 
     def _requests(
-        self, purpose: str, prompts: list[str], count: int, temperature: float | None = None
+        self, purpose: str, prompts: list[str], count: int, temperature: float, top_p: float
     ) -> list[Request]:
         """Requests for `count` prompts, evenly spaced, so that every kind is among them."""
         if len(prompts) < count and purpose == "generations":
@@ -127,9 +128,12 @@ class Answers:
             )
         count = min(count, len(prompts))
         chosen = [prompts[index * len(prompts) // count] for index in range(count)]
-        return [self._request(purpose, n, text, temperature) for n, text in enumerate(chosen)]
+        return [
+            replace(self._request(purpose, n, text), temperature=temperature, top_p=top_p)
+            for n, text in enumerate(chosen)
+        ]
 
-    def _request(self, purpose: str, number: int, text: str, temperature: float | None) -> Request:
+    def _request(self, purpose: str, number: int, text: str) -> Request:
         prompt = self._tokenizer.chat_prompt(text)
         context = min(self._recipe.model.max_position_embeddings, self._config.length)
         room = context - len(prompt)
@@ -138,12 +142,10 @@ class Answers:
                 f"a prompt of the data stage has {len(prompt)} tokens, which leaves no room for an "
                 f"answer in mtp_heads.length = {context}"
             )
-        config = self._config
         return Request(
             id=number,
             prompt_ids=prompt,
-            max_new_tokens=min(config.generation_tokens, room),
-            temperature=config.generation_temperature if temperature is None else temperature,
+            max_new_tokens=min(self._config.generation_tokens, room),
             seed=sample_seed(self._recipe.seed, purpose, number),
             stop_ids=(self._tokenizer.eos_id, self._tokenizer.doc_end_id),
         )
@@ -155,6 +157,17 @@ class Answers:
 
     def _texts(self, file: str) -> list[str]:
         return [record["prompt"] for _, record in read_records(self._data / file, "prompt")]
+
+
+def read_answers(folder: Path) -> list[Segment]:
+    """The answers in `folder` as samples whose loss is on the answer alone."""
+    samples = []
+    for path in sorted(folder.glob("*.jsonl")):
+        for _, record in read_records(path):
+            prompt, answer = record["prompt_ids"], record["answer_ids"]
+            ids = np.asarray([*prompt, *answer], dtype=np.int64)
+            samples.append(Segment(ids, loss_from=len(prompt)))
+    return samples
 
 
 def _name(chunk: int) -> str:

@@ -36,11 +36,14 @@ class Batch:
         positions: int64 [B, T], restarting at 0 with each segment (padding counts as one).
         targets: int64 [B, T]; the token itself where it may be a target, else IGNORE. Losses
             shift it: main predicts targets[t + 1], MTP layer i predicts targets[t + 2 + i].
+        hidden: the trunk's output, [B, T, D], where it is known already because the trunk is
+            frozen.
     """
 
     ids: Tensor
     positions: Tensor
     targets: Tensor
+    hidden: Tensor | None = None
 
     def labels(self, shift: int) -> Tensor:
         """targets[t + shift] inside t's document, else IGNORE; int64 [B, T]."""
@@ -51,7 +54,8 @@ class Batch:
         rows = max(1, tokens // self.ids.shape[1])
         for start in range(0, self.ids.shape[0], rows):
             part = slice(start, start + rows)
-            yield Batch(self.ids[part], self.positions[part], self.targets[part])
+            hidden = None if self.hidden is None else self.hidden[part]
+            yield Batch(self.ids[part], self.positions[part], self.targets[part], hidden)
 
 
 def batch_rows(rows: Sequence[Sequence[Segment]], length: int, pad_id: int) -> Batch:

@@ -64,7 +64,9 @@ def losses(
             and must not move the trunk's layers. They share embedding and head with the trunk,
             which they move like any other layer.
     """
-    hidden = model.hidden(batch.ids, batch.positions)
+    hidden = batch.hidden
+    if hidden is None:
+        hidden = model.hidden(batch.ids, batch.positions)
     main_loss = hidden.new_zeros(())
     if main:
         main_loss = cross_entropy_sum(model, model.model.norm(hidden), batch.labels(1))

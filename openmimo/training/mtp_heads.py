@@ -8,9 +8,11 @@ model's own answers, which are what the drafts must match.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from openmimo.config.base import config_hash
 from openmimo.config.schema import MTPHeadsConfig, Recipe
@@ -76,27 +78,51 @@ class StreamSource:
         self._stream.restore(state)
 
 
+KEPT_BYTES = 2 * 10**9
+"""Of the trunk's outputs; rows beyond it are computed again in every epoch."""
+
+
 class AnswerSource:
-    """Constant settings over the model's own answers."""
+    """Constant settings over the model's own answers.
+
+    The trunk is frozen: its output for a row is computed in the first epoch and kept, because it
+    takes more than half of a step.
+    """
 
     def __init__(
-        self, config: MTPHeadsConfig, answers: PackedSamples, rope_base: float, pad_id: int
+        self, config: MTPHeadsConfig, answers: PackedSamples, model: MiMo, pad_id: int
     ) -> None:
         self._config, self._answers = config, answers
-        self._rope_base, self._pad_id = rope_base, pad_id
+        self._model, self._pad_id = model, pad_id
+        self._kept: dict[int, Tensor] = {}
         self.total_steps = config.steps
 
     def step(self, index: int) -> Step:
         config = self._config
         numbers = range(index * config.batch, (index + 1) * config.batch)
         rows = [self._answers.row(number) for number in numbers]
+        batch = batch_rows(rows, config.length, self._pad_id)
+        hidden = [
+            self._hidden(self._answers.place(number), batch.ids[[row]], batch.positions[[row]])
+            for row, number in enumerate(numbers)
+        ]
         return Step(
             stage="mtp_heads",
-            batch=batch_rows(rows, config.length, self._pad_id),
+            batch=replace(batch, hidden=torch.cat(hidden)),
             learning_rate=constant_with_warmup(index, config.learning_rate, config.warmup_steps),
             mtp_weight=1.0,
-            rope_base=self._rope_base,
+            rope_base=self._model.rope_base,
         )
+
+    @torch.no_grad()
+    def _hidden(self, place: int, ids: Tensor, positions: Tensor) -> Tensor:
+        """[1, T, D] of a packed row; alone, so that its bits do not depend on the step."""
+        if place in self._kept:
+            return self._kept[place]
+        hidden = self._model.hidden(ids, positions)
+        if (len(self._kept) + 1) * hidden.nbytes <= KEPT_BYTES:
+            self._kept[place] = hidden
+        return hidden
 
     def state(self) -> dict[str, Any]:
         return {}  # the step's index says it all
@@ -131,7 +157,7 @@ def run(recipe: Recipe, run: Run) -> None:
             return
         answers.measure(model, "before")
         packed = PackedSamples(answers.segments(), config.length, recipe.seed, "mtp_heads")
-        source = AnswerSource(config, packed, model.rope_base, tokenizer.doc_end_id)
+        source = AnswerSource(config, packed, model, tokenizer.doc_end_id)
     finished = train(
         run,
         stage,
@@ -145,4 +171,6 @@ def run(recipe: Recipe, run: Run) -> None:
     if finished and answers is not None:
         answers.measure(model, "after")
     if finished:
-        stage.finish()
+        stage.finish(
+            layers=config.layers, tune_first=config.tune_first, generations=config.generations
+        )

@@ -27,6 +27,10 @@ class PackedSamples:
         self._length, self._seed, self._name = length, seed, name
         self._rows = pack([len(sample.ids) for sample in self._samples], length)
 
+    def __len__(self) -> int:
+        """Packed rows: those of one epoch."""
+        return len(self._rows)
+
     @property
     def fill(self) -> float:
         """Share of the rows' tokens that is not padding."""
@@ -35,6 +39,9 @@ class PackedSamples:
 
     def row(self, number: int) -> list[Segment]:
         """Row `number`, counted on over epochs."""
+        return [self._samples[index] for index in self._rows[self.place(number)]]
+
+    def place(self, number: int) -> int:
+        """Which of the packed rows row `number` is; the same one comes once an epoch."""
         epoch, place = divmod(number, len(self._rows))
-        order = epoch_order(len(self._rows), self._seed, self._name, epoch)
-        return [self._samples[index] for index in self._rows[order[place]]]
+        return int(epoch_order(len(self._rows), self._seed, self._name, epoch)[place])

@@ -1,4 +1,7 @@
-"""Pre-training: Base from nothing, three stages from one table in tokens (report, section 2.3)."""
+"""Pre-training: Base in three stages from one table in tokens (report, section 2.3).
+
+It starts from nothing, or goes on from the model of `init_from`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from openmimo.tokenizer import Tokenizer
 from openmimo.training.batch import batch_rows
 from openmimo.training.loop import Objective, Step, train
 from openmimo.training.schedule import Point, Schedule
-from openmimo.training.start import folder_digest, start_model
+from openmimo.training.start import start_digest, start_model
 from openmimo.training.stream import PackedStream
 
 
@@ -96,7 +99,7 @@ def run(recipe: Recipe, run: Run) -> None:
     """
     upstream = [run.require("data")]
     if recipe.init_from:
-        upstream.append(folder_digest(Path(recipe.init_from)))
+        upstream.append(start_digest(recipe))
     stage = run.stage(
         "pretrain",
         config_hash(recipe.pretrain, config_hash(recipe.model), str(recipe.seed), *upstream),
@@ -132,4 +135,4 @@ def first_model(recipe: Recipe) -> MiMo:
         model = MiMo(recipe.model)
         model.init_weights(torch.Generator().manual_seed(recipe.seed))
         return model
-    return start_model(recipe, Path(recipe.init_from))
+    return start_model(recipe)

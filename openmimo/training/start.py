@@ -1,43 +1,62 @@
-"""Going on from a model that was trained elsewhere: `init_from`."""
+"""Going on from a model that was trained elsewhere: the setting `init_from`.
+
+    settings of a recipe -> take_model -> checked settings -> check_start -> pretrain: start_model
+
+torch is imported only where a recipe has the setting: `mimo VERB --help` must answer at once.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from openmimo.config.base import NONE
 from openmimo.config.schema import ModelConfig, Recipe
 from openmimo.errors import UserError
-from openmimo.model.checkpoint import load_config, load_model, open_model
-from openmimo.model.folder import CONFIG, OWN_CONFIG
-from openmimo.model.mimo import MiMo
-from openmimo.training.checkpoint import digest
+
+if TYPE_CHECKING:
+    from openmimo.model.mimo import MiMo
 
 _NOT_COMPARED = ("num_nextn_predict_layers", "initializer_range")
+"""Pre-training has one MTP layer, whatever the folder has; nothing is initialised."""
 
 
-def start_model(recipe: Recipe, folder: Path) -> MiMo:
-    """The model of `folder` with its first MTP layer alone, in float32.
+_NEEDED = {name for name, field in ModelConfig.model_fields.items() if field.is_required()}
+
+
+def take_model(settings: dict[str, Any]) -> None:
+    """Fill in [model] from the folder of `init_from`, where a recipe leaves it out.
+
+    Args:
+        settings: of a recipe, as they were read and not checked yet; changed in place.
 
     Raises:
-        UserError: it cannot be read, has no MTP layer, or is not the model that the recipe
-            describes; the message names the setting.
+        UserError: [model] is needed, and there is no such folder or it describes no MiMo model.
     """
-    config = load_config(folder)
-    check_start(recipe, config, folder)
-    whole = load_model(folder, dtype=torch.float32)
-    if config.num_nextn_predict_layers == 1:
-        return whole
-    # The others are copies for inference; the stage `mtp_heads` makes them anew.
-    first = MiMo(config.model_copy(update={"num_nextn_predict_layers": 1}))
-    state = whole.state_dict()
-    first.load_state_dict({name: state[name] for name in first.state_dict()})
-    return first
+    folder = settings.get("init_from")
+    if not isinstance(folder, str) or folder == NONE:
+        return
+    model = settings.setdefault("model", {})
+    if not isinstance(model, dict):
+        return  # said when the settings are checked
+    if not Path(folder).is_dir() and model.keys() >= _NEEDED:
+        return  # enough is said, as in a run's config.toml that has outlived the folder
+    theirs = _read_config(folder).model_dump(mode="json") | {"num_nextn_predict_layers": 1}
+    for name, value in theirs.items():
+        model.setdefault(name, value)
 
 
-def check_start(recipe: Recipe, config: ModelConfig, folder: Path) -> None:
-    """Raise UserError unless a model of `config` is what the recipe goes on with."""
+def check_start(recipe: Recipe) -> None:
+    """Raise UserError unless the model of `init_from` is what the recipe goes on with.
+
+    Nothing is checked without `init_from`, nor once its folder is gone: the stages `data` and
+    `pretrain` say so if they still need it.
+    """
+    folder = recipe.init_from
+    if folder is None or not Path(folder).is_dir():
+        return
+    config = _read_config(folder)
     if not config.num_nextn_predict_layers:
         raise UserError(
             f"init_from = {folder} has no MTP layer: import it again with `mimo import --add-mtp`"
@@ -46,7 +65,7 @@ def check_start(recipe: Recipe, config: ModelConfig, folder: Path) -> None:
         if name not in _NOT_COMPARED and (theirs := getattr(config, name)) != value:
             raise UserError(
                 f"model.{name} is {value}, but the model of init_from = {folder} has {theirs}: "
-                "give the recipe that value"
+                "give the recipe that value, or leave [model] out of it"
             )
     rows = recipe.pretrain.schedule
     if rows and rows[0].rope_base != config.rope_theta:
@@ -57,12 +76,39 @@ def check_start(recipe: Recipe, config: ModelConfig, folder: Path) -> None:
         )
 
 
-def folder_digest(folder: Path) -> str:
-    """SHA-256 over a model folder's configuration and weights: whether it is still the same.
+def start_model(recipe: Recipe) -> MiMo:
+    """The model of `init_from` with its first MTP layer alone, in float32.
+
+    Raises:
+        UserError: it cannot be read, or `check_start` raises it.
+    """
+    import torch
+
+    from openmimo.model.checkpoint import load_model
+    from openmimo.model.mimo import MiMo
+
+    check_start(recipe)
+    whole = load_model(str(recipe.init_from), dtype=torch.float32)
+    if len(whole.mtp_layers) == 1:
+        return whole
+    # The others are copies for inference; the stage `mtp_heads` makes them anew.
+    first = MiMo(whole.config.model_copy(update={"num_nextn_predict_layers": 1}))
+    state = whole.state_dict()
+    first.load_state_dict({name: state[name] for name in first.state_dict()})
+    return first
+
+
+def start_digest(recipe: Recipe) -> str:
+    """SHA-256 over configuration and weights in `init_from`: whether it is still the same model.
 
     Raises:
         UserError: it is no model folder.
     """
+    from openmimo.model.checkpoint import open_model
+    from openmimo.model.folder import CONFIG, OWN_CONFIG
+    from openmimo.training.checkpoint import digest
+
+    folder = _existing(str(recipe.init_from))
     _, files = open_model(folder)
     names = {tensor.file for tensor in files.stored.values()} | {folder / CONFIG}
     if (folder / OWN_CONFIG).exists():
@@ -71,3 +117,15 @@ def folder_digest(folder: Path) -> str:
     for path in sorted(names):
         total.update(f"{path.name} {digest(path)}\n".encode())
     return total.hexdigest()
+
+
+def _read_config(folder: str) -> ModelConfig:
+    from openmimo.model.checkpoint import load_config
+
+    return load_config(_existing(folder))
+
+
+def _existing(folder: str) -> Path:
+    if not Path(folder).is_dir():
+        raise UserError(f"init_from is {folder!r}, which is no folder: make it with `mimo import`")
+    return Path(folder)

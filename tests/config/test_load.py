@@ -266,7 +266,7 @@ def test_presets_are_toml_files_of_the_package() -> None:
         ("sft.length=1024", "sft.length is 1024, more than model.max_position_embeddings, 512"),
         ("rl.slots=4", "slots must be at least group_size"),
         ("mtp_heads.mixture.general=-1", "the shares of mixture must be at least 0 and sum to 1"),
-        ("pretrain.schedule=[]", "pretrain.schedule is empty: only a run with init_from"),
+        ("pretrain.schedule=[]", "pretrain.schedule is empty: only a run with init_from may skip"),
         ("pretrain.schedule.0.until=1e9", "`until` must rise from row to row"),
         ("rl.domains=[]", "rl.domains: Tuple should have at least 1 item"),
         ("eval.temperature=inf", "eval.temperature"),

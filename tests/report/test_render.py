@@ -149,6 +149,17 @@ def test_a_missing_stage_is_named(run: Path, stage: str, no_matplotlib: None) ->
     assert "mimo chat" not in paths.markdown.read_text()
 
 
+@pytest.mark.parametrize("schedule", ["[]", "[{ stage = 'one' }]"])
+def test_pre_training_without_a_step_lacks_no_metrics(
+    run: Path, schedule: str, no_matplotlib: None
+) -> None:
+    """Such a run hands on the model of init_from; any other should have metrics."""
+    (run / "stages/pretrain/metrics.jsonl").write_text("")
+    (run / "config.toml").write_text(f"[pretrain]\nschedule = {schedule}\n")
+    missing = json.loads(render_report(run).json.read_text())["missing"]
+    assert missing == ([] if schedule == "[]" else ["stage pretrain has no metrics"])
+
+
 def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
     (tmp_path / "stages").mkdir()
     paths = render_report(tmp_path)
