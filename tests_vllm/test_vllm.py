@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from benchmarks.vllm_mtp import Greedy, Parting, Vllm, answer, answer_as_vllm_does, partings
 from openmimo.interop.exporting import Model, export_model
-from openmimo.model.checkpoint import write_model
+from openmimo.model.checkpoint import load_model, write_model
 from openmimo.model.mimo import MiMo
 
 from .conftest import LENGTH, Export, Native, copy_folder
@@ -103,19 +104,51 @@ def test_bfloat16_arithmetic(export: Export, native: Native) -> None:
     assert there.acceptance == pytest.approx(alike.acceptance, abs=0.05)
 
 
+def change(source: Path, target: Path, edit: Callable[[dict[str, Tensor]], None]) -> Path:
+    """A copy of a folder with other weights."""
+    folder = copy_folder(source, target)
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def test_swapped_halves_show_in_the_acceptance(
     hf_folder: Path, native: Native, theirs: Greedy, tmp_path: Path
 ) -> None:
-    folder = copy_folder(hf_folder, tmp_path / "swapped")
-    tensors = load_file(folder / "model.safetensors")
-    name = "model.mtp_layers.0.input_proj.weight"
-    hidden, token = tensors[name].chunk(2, dim=1)
-    tensors[name] = torch.cat([token, hidden], dim=1)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with Vllm(folder) as vllm:
+    def swap(tensors: dict[str, Tensor]) -> None:
+        name = "model.mtp_layers.0.input_proj.weight"
+        hidden, token = tensors[name].chunk(2, dim=1)
+        tensors[name] = torch.cat([token, hidden], dim=1)
+
+    with Vllm(change(hf_folder, tmp_path / "swapped", swap)) as vllm:
         there = vllm.answer(native.prompts, LENGTH, native.stop_ids)
     assert untied(native, there) == []
     assert there.acceptance < theirs.acceptance - 5 * POINTS
+
+
+def test_vllm_feeds_the_state_before_the_final_norm(
+    hf_folder: Path, native: Native, theirs: Greedy, tmp_path: Path
+) -> None:
+    # Gains move from the head into the norms before it, by powers of two: no logit changes, and
+    # no draft, unless the MTP layer reads the state behind the trunk's norm.
+    hidden = native.model.config.hidden_size
+    gains = 2.0 ** torch.randint(-4, 5, (hidden,), generator=torch.Generator().manual_seed(0))
+
+    def move(tensors: dict[str, Tensor]) -> None:
+        tensors["lm_head.weight"] /= gains
+        tensors["model.norm.weight"] *= gains
+        tensors["model.mtp_layers.0.final_layernorm.weight"] *= gains
+
+    folder = change(hf_folder, tmp_path / "moved", move)
+    with Vllm(folder) as vllm:
+        there = vllm.answer(native.prompts, LENGTH, native.stop_ids)
+    assert untied(native, there) == []
+    assert there.acceptance == pytest.approx(theirs.acceptance, abs=POINTS)
+    wrong = load_model(folder, dtype=torch.float32)
+    wrong.config = wrong.config.model_copy(update={"mtp_hidden": "post_norm"})
+    behind = answer_as_vllm_does(wrong, native.tokenizer, native.prompts, native.greedy)
+    assert behind.acceptance < theirs.acceptance - 3 * POINTS
 
 
 def test_heads_of_another_size_are_widened(native: Native, tmp_path: Path) -> None:
