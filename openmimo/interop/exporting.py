@@ -37,7 +37,7 @@ from openmimo.model.folder import (
 )
 from openmimo.model.layout import tensor_shapes
 from openmimo.model.published import as_qwen2, to_published
-from openmimo.model.tensors import DTYPES, TensorFiles
+from openmimo.model.tensors import TensorFiles
 from openmimo.progress import Progress
 from openmimo.runs import atomic_dir
 from openmimo.tokenizer import Tokenizer
@@ -114,23 +114,16 @@ def export_model(
     left_out = list(_left_out(config, form))
     config = _announced(config, form)
     shape = vllm_shape(config) if form == "vllm" else config
-    job = _Job(
-        model, config, shape, files, tokenizer, dtype or stored_dtype(files), max_shard_bytes
-    )
+    changed = list(_changed(config, shape))
+    notes = [*(f"leaves out {each}" for each in left_out), *(f"is changed: {c}" for c in changed)]
+    job = _Job(model, config, shape, files, tokenizer, dtype or files.dtype, max_shard_bytes)
     if form == "gguf":
         job.write_gguf(target)
     else:
         with atomic_dir(target) as partial:
             job.write_qwen2(partial) if form == "qwen2" else job.write_mimo(partial)
-            _copy_papers(model, partial, left_out)
-    changed = list(_changed(config, shape))
+            _copy_papers(model, partial, notes)
     return Exported(target, left_out, changed, drafts=config.num_nextn_predict_layers > 0)
-
-
-def stored_dtype(files: TensorFiles) -> torch.dtype:
-    """The type that holds every stored weight exactly."""
-    found = {tensor.dtype for tensor in files.stored.values()}
-    return DTYPES[found.pop()] if len(found) == 1 else torch.float32
 
 
 @dataclass(frozen=True)
@@ -233,10 +226,10 @@ def _changed(config: ModelConfig, shape: ModelConfig) -> Iterable[str]:
         )
 
 
-def _copy_papers(model: Model, folder: Path, left_out: list[str]) -> None:
+def _copy_papers(model: Model, folder: Path, notes: list[str]) -> None:
     """The card, and the licence and notice that came with the weights."""
     if model.card is not None:
-        card = _with_note(model.card, left_out) if left_out else model.card
+        card = _with_notes(model.card, notes) if notes else model.card
         (folder / "README.md").write_text(card, encoding="utf-8")
     for pattern in ("LICENSE*", "NOTICE*"):
         for path in model.folder.glob(pattern):
@@ -244,11 +237,11 @@ def _copy_papers(model: Model, folder: Path, left_out: list[str]) -> None:
                 shutil.copyfile(path, folder / path.name)
 
 
-def _with_note(card: str, left_out: list[str]) -> str:
-    """The card with what this form leaves out on top, below its YAML header."""
+def _with_notes(card: str, notes: list[str]) -> str:
+    """The card with what this form is or lacks on top, below its YAML header."""
     header, body = "", card
     if card.startswith("---\n") and "\n---\n" in card[4:]:
         end = card.index("\n---\n", 4) + len("\n---\n")
         header, body = card[:end], card[end:]
-    note = "".join(f"> This copy leaves out {sentence}.\n" for sentence in left_out)
-    return f"{header}{note}\n{body}"
+    quoted = "".join(f"> This copy {note}.\n" for note in notes)
+    return f"{header}{quoted}\n{body}"
