@@ -127,6 +127,8 @@ def export(options: argparse.Namespace) -> None:
         print(f"wrote {exported.path}")
     for sentence in exported.left_out:
         print(f"  ! left out: {sentence}")
+    for sentence in exported.changed:
+        print(f"  ! changed: {sentence}")
     for line in usage(options.to, exported.path, exported.drafts):
         print(f"  {line}")
 

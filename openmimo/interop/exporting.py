@@ -1,7 +1,8 @@
 """`mimo export`: a model folder, or the models of a run, in the forms that other programs read.
 
     hf      the published MiMo layout, for transformers; the extra MTP layers beside it
-    vllm    the same without what vLLM and SGLang do not read: the extra MTP layers
+    vllm    the same without what vLLM and SGLang do not read (the extra MTP layers), and with heads
+            of a size that vLLM runs (`openmimo.interop.widen`)
     qwen2   the trunk alone, labelled Qwen2: every program that knows Qwen2 reads it, no remote code
     gguf    the trunk alone as one file for llama.cpp
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from openmimo.config.schema import ModelConfig
 from openmimo.errors import UserError
+from openmimo.interop.widen import vllm_shape, widen
 from openmimo.model.checkpoint import open_model
 from openmimo.model.folder import (
     CONFIG,
@@ -49,11 +51,13 @@ class Exported:
     """One model as another program reads it.
 
     left_out: what this form has no place for, a sentence each.
+    changed: what is another number here although the model computes the same, likewise.
     drafts: whether the other program can draft with an MTP layer.
     """
 
     path: Path
     left_out: list[str]
+    changed: list[str]
     drafts: bool
 
 
@@ -109,14 +113,18 @@ def export_model(
         check_vocabulary(tokenizer, config, str(model.folder))
     left_out = list(_left_out(config, form))
     config = _announced(config, form)
-    job = _Job(model, config, files, tokenizer, dtype or stored_dtype(files), max_shard_bytes)
+    shape = vllm_shape(config) if form == "vllm" else config
+    job = _Job(
+        model, config, shape, files, tokenizer, dtype or stored_dtype(files), max_shard_bytes
+    )
     if form == "gguf":
         job.write_gguf(target)
     else:
         with atomic_dir(target) as partial:
             job.write_qwen2(partial) if form == "qwen2" else job.write_mimo(partial)
             _copy_papers(model, partial, left_out)
-    return Exported(target, left_out, drafts=config.num_nextn_predict_layers > 0)
+    changed = list(_changed(config, shape))
+    return Exported(target, left_out, changed, drafts=config.num_nextn_predict_layers > 0)
 
 
 def stored_dtype(files: TensorFiles) -> torch.dtype:
@@ -127,10 +135,14 @@ def stored_dtype(files: TensorFiles) -> torch.dtype:
 
 @dataclass(frozen=True)
 class _Job:
-    """One export on its way."""
+    """One export on its way.
+
+    config: what is exported; `shape` is the same or, with wider heads, what is written.
+    """
 
     model: Model
     config: ModelConfig
+    shape: ModelConfig
     files: TensorFiles
     tokenizer: Tokenizer | None
     dtype: torch.dtype
@@ -139,9 +151,11 @@ class _Job:
     def write_mimo(self, folder: Path) -> None:
         names = [name for name, _ in tensor_shapes(self.config)]
         with _Reader(self.files, len(names)) as reader:
-            write_folder(
-                folder, self.config, reader.read, self.dtype, self.tokenizer, self.max_shard_bytes
-            )
+
+            def read(name: str) -> Tensor:
+                return widen(name, reader.read(name), self.config, self.shape)
+
+            write_folder(folder, self.shape, read, self.dtype, self.tokenizer, self.max_shard_bytes)
 
     def write_qwen2(self, folder: Path) -> None:
         shapes = dict(tensor_shapes(self.config))
@@ -207,6 +221,15 @@ def _left_out(config: ModelConfig, form: Form) -> Iterable[str]:
         yield (
             "mtp_hidden = post_norm: vLLM feeds the MTP layer the state before the final norm, so "
             "it accepts fewer drafts; the text stays the same (SGLang feeds the one after it)"
+        )
+
+
+def _changed(config: ModelConfig, shape: ModelConfig) -> Iterable[str]:
+    if config != shape:
+        yield (
+            f"zeros make heads of {config.head_dim} numbers {shape.head_dim} wide and hidden_size "
+            f"{config.hidden_size} {shape.hidden_size}, as vLLM needs on a CPU; what the model "
+            "computes is the same up to rounding"
         )
 
 

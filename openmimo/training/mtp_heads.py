@@ -23,7 +23,7 @@ from openmimo.tokenizer import Tokenizer
 from openmimo.training.answers import Answers
 from openmimo.training.batch import batch_rows
 from openmimo.training.loop import Objective, Source, Step, constant_with_warmup, train
-from openmimo.training.packed_samples import PackedSamples
+from openmimo.training.packed_samples import PackedSamples, SampleSource
 from openmimo.training.pretrain import open_corpus
 from openmimo.training.stream import PackedStream
 
@@ -82,7 +82,7 @@ KEPT_BYTES = 2 * 10**9
 """Of the trunk's outputs; rows beyond it are computed again in every epoch."""
 
 
-class AnswerSource:
+class AnswerSource(SampleSource):
     """Constant settings over the model's own answers.
 
     The trunk is frozen: its output for a row is computed in the first epoch and kept, because it
@@ -92,27 +92,18 @@ class AnswerSource:
     def __init__(
         self, config: MTPHeadsConfig, answers: PackedSamples, model: MiMo, pad_id: int
     ) -> None:
-        self._config, self._answers = config, answers
-        self._model, self._pad_id = model, pad_id
+        super().__init__("mtp_heads", config, answers, 1.0, model.rope_base, pad_id)
+        self._model = model
         self._kept: dict[int, Tensor] = {}
-        self.total_steps = config.steps
 
     def step(self, index: int) -> Step:
-        config = self._config
-        numbers = range(index * config.batch, (index + 1) * config.batch)
-        rows = [self._answers.row(number) for number in numbers]
-        batch = batch_rows(rows, config.length, self._pad_id)
+        step = super().step(index)
+        ids, positions = step.batch.ids, step.batch.positions
         hidden = [
-            self._hidden(self._answers.place(number), batch.ids[[row]], batch.positions[[row]])
-            for row, number in enumerate(numbers)
+            self._hidden(self.samples.place(number), ids[[row]], positions[[row]])
+            for row, number in enumerate(self.numbers(index))
         ]
-        return Step(
-            stage="mtp_heads",
-            batch=replace(batch, hidden=torch.cat(hidden)),
-            learning_rate=constant_with_warmup(index, config.learning_rate, config.warmup_steps),
-            mtp_weight=1.0,
-            rope_base=self._model.rope_base,
-        )
+        return replace(step, batch=replace(step.batch, hidden=torch.cat(hidden)))
 
     @torch.no_grad()
     def _hidden(self, place: int, ids: Tensor, positions: Tensor) -> Tensor:
@@ -123,12 +114,6 @@ class AnswerSource:
         if (len(self._kept) + 1) * hidden.nbytes <= KEPT_BYTES:
             self._kept[place] = hidden
         return hidden
-
-    def state(self) -> dict[str, Any]:
-        return {}  # the step's index says it all
-
-    def restore(self, state: dict[str, Any]) -> None:
-        return
 
 
 def run(recipe: Recipe, run: Run) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from openmimo.config.schema import TuneConfig
 from openmimo.data.shards import epoch_order
 from openmimo.errors import UserError
-from openmimo.training.batch import Segment, pack
+from openmimo.training.batch import Segment, batch_rows, pack
+from openmimo.training.loop import Step, constant_with_warmup
 
 
 class PackedSamples:
@@ -45,3 +48,46 @@ class PackedSamples:
         """Which of the packed rows row `number` is; the same one comes once an epoch."""
         epoch, place = divmod(number, len(self._rows))
         return int(epoch_order(len(self._rows), self._seed, self._name, epoch)[place])
+
+
+class SampleSource:
+    """Constant settings over packed samples.
+
+    Args:
+        name: of the stage, for its metrics.
+        mtp_weight: weight of the MTP loss.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: TuneConfig,
+        samples: PackedSamples,
+        mtp_weight: float,
+        rope_base: float,
+        pad_id: int,
+    ) -> None:
+        self._name, self._config, self.samples = name, config, samples
+        self._mtp_weight, self._rope_base, self._pad_id = mtp_weight, rope_base, pad_id
+        self.total_steps = config.steps
+
+    def numbers(self, index: int) -> range:
+        """Which rows step `index` reads."""
+        return range(index * self._config.batch, (index + 1) * self._config.batch)
+
+    def step(self, index: int) -> Step:
+        config = self._config
+        rows = [self.samples.row(number) for number in self.numbers(index)]
+        return Step(
+            stage=self._name,
+            batch=batch_rows(rows, config.length, self._pad_id),
+            learning_rate=constant_with_warmup(index, config.learning_rate, config.warmup_steps),
+            mtp_weight=self._mtp_weight,
+            rope_base=self._rope_base,
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {}  # the step's index says it all
+
+    def restore(self, state: dict[str, Any]) -> None:
+        return

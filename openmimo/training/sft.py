@@ -6,20 +6,18 @@ and the MTP layers are tuned too.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 
 from openmimo.config.base import config_hash
-from openmimo.config.schema import Recipe, SFTConfig
+from openmimo.config.schema import Recipe
 from openmimo.data.documents import read_records
 from openmimo.model.checkpoint import load_model
 from openmimo.runs import Run
 from openmimo.tokenizer import Tokenizer
-from openmimo.training.batch import Segment, batch_rows
-from openmimo.training.loop import Objective, Step, constant_with_warmup, train
-from openmimo.training.packed_samples import PackedSamples
+from openmimo.training.batch import Segment
+from openmimo.training.loop import Objective, train
+from openmimo.training.packed_samples import PackedSamples, SampleSource
 
 
 def chat_segment(tokenizer: Tokenizer, prompt: str, response: str) -> Segment:
@@ -27,35 +25,6 @@ def chat_segment(tokenizer: Tokenizer, prompt: str, response: str) -> Segment:
     context = tokenizer.chat_prompt(prompt)
     ids = [*context, *tokenizer.encode(response), tokenizer.eos_id]
     return Segment(np.asarray(ids, dtype=np.int64), loss_from=len(context))
-
-
-class SFTSource:
-    """Constant settings over the packed samples."""
-
-    def __init__(
-        self, config: SFTConfig, samples: PackedSamples, rope_base: float, pad_id: int
-    ) -> None:
-        self._config, self._samples = config, samples
-        self._rope_base, self._pad_id = rope_base, pad_id
-        self.total_steps = config.steps
-
-    def step(self, index: int) -> Step:
-        config = self._config
-        numbers = range(index * config.batch, (index + 1) * config.batch)
-        rows = [self._samples.row(number) for number in numbers]
-        return Step(
-            stage="sft",
-            batch=batch_rows(rows, config.length, self._pad_id),
-            learning_rate=constant_with_warmup(index, config.learning_rate, config.warmup_steps),
-            mtp_weight=config.mtp_weight,
-            rope_base=self._rope_base,
-        )
-
-    def state(self) -> dict[str, Any]:
-        return {}  # the step's index says it all
-
-    def restore(self, state: dict[str, Any]) -> None:
-        return
 
 
 def run(recipe: Recipe, run: Run) -> None:
@@ -81,7 +50,9 @@ def run(recipe: Recipe, run: Run) -> None:
         run,
         stage,
         model,
-        SFTSource(config, samples, model.rope_base, tokenizer.doc_end_id),
+        SampleSource(
+            "sft", config, samples, config.mtp_weight, model.rope_base, tokenizer.doc_end_id
+        ),
         Objective(mtp_layers=range(len(model.mtp_layers))),
         config.optimizer,
         config.tokens_per_microbatch,

@@ -60,7 +60,11 @@ def test_another_dtype(release: Path, tmp_path: Path, dtype: torch.dtype) -> Non
     assert same(load_model(tmp_path / "out"), load_model(release).to(dtype))
 
 
-def test_vllm_leaves_the_extra_layers_out(release: Path, tmp_path: Path) -> None:
+def test_vllm_leaves_the_extra_layers_out(make_model: MakeModel, tmp_path: Path) -> None:
+    release = tmp_path / "release"
+    release.mkdir()
+    shape = {"hidden_size": 64, "num_attention_heads": 2, "head_dim": 32}  # vLLM runs it as it is
+    write_model(make_model(**shape), release, torch.float32)
     left_out = send_out(release, tmp_path / "out", "vllm", max_shard_bytes=30_000)
     assert left_out == ["MTP layers 1 to 2: vLLM and SGLang use only layer 0"]
     assert not (tmp_path / "out" / "mtp_extra.safetensors").exists()

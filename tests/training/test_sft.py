@@ -17,8 +17,8 @@ from openmimo.runs import Run
 from openmimo.tokenizer import Tokenizer
 from openmimo.training import sft
 from openmimo.training.batch import IGNORE, Segment
-from openmimo.training.packed_samples import PackedSamples
-from openmimo.training.sft import SFTSource, chat_segment
+from openmimo.training.packed_samples import PackedSamples, SampleSource
+from openmimo.training.sft import chat_segment
 
 
 def sample(number: int, length: int) -> Segment:
@@ -65,7 +65,7 @@ def test_samples_longer_than_a_row_are_left_out_and_counted() -> None:
 def test_steps_are_rows_without_a_gap() -> None:
     samples = PackedSamples(SAMPLES, length=20, seed=1, name="sft")
     config = SFTConfig(steps=6, batch=3, length=20, learning_rate=1.0, warmup_steps=4)
-    source = SFTSource(config, samples, rope_base=123.0, pad_id=99)
+    source = SampleSource("sft", config, samples, 0.1, rope_base=123.0, pad_id=99)
     steps = [source.step(index) for index in range(6)]
     rows = [row for step in steps for row in step.batch.targets.tolist()]
     for number, row in enumerate(rows):

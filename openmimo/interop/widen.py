@@ -1,0 +1,110 @@
+"""The same model with wider heads, for vLLM, whose attention takes only some shapes.
+
+vLLM's MiMo and Qwen2 take hidden_size / num_attention_heads for head_dim, whatever config.json
+says, and on a CPU run only the sizes below. A shape in between gets zeros: in every head and in the
+residual stream. What the zeros would change is made up for by constant factors:
+
+    attention divides by sqrt(head_dim)           q_proj is multiplied by sqrt(new / old)
+    RoPE turns pair i by base^(-2i / head_dim)    pair i becomes pair i * step, step = new // old,
+                                                  and base becomes base^(new / (step * old))
+    RMSNorm divides by a mean over hidden_size    weight times sqrt(old / new), eps times old / new
+
+So the logits stay the same up to rounding, and so does what the MTP layers draft.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from openmimo.config.schema import ModelConfig
+from openmimo.errors import UserError
+
+HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""What vLLM 0.32 runs on a CPU (`CPUAttentionBackend.get_supported_head_sizes`)."""
+
+
+def vllm_shape(config: ModelConfig) -> ModelConfig:
+    """`config` with the smallest heads, not smaller than its own, that vLLM runs.
+
+    Raises:
+        UserError: the heads are too large.
+    """
+    heads, old = config.num_attention_heads, config.head_dim
+    for new in HEAD_DIMS:
+        if new >= old and heads * new >= config.hidden_size:
+            break
+    else:
+        raise UserError(
+            f"{heads} heads of {old} numbers, hidden_size {config.hidden_size}: vLLM runs heads of "
+            f"at most {HEAD_DIMS[-1]} numbers, and hidden_size must be that of all heads together"
+        )
+    hidden = heads * new
+    base = config.rope_theta ** (new / (new // old * old))
+    return config.model_copy(
+        update={
+            "head_dim": new,
+            "hidden_size": hidden,
+            "rope_theta": base,
+            "rms_norm_eps": config.rms_norm_eps * config.hidden_size / hidden,
+        }
+    )
+
+
+def widen(name: str, tensor: Tensor, old: ModelConfig, new: ModelConfig) -> Tensor:
+    """One published tensor in the shape of `vllm_shape`.
+
+    Args:
+        name: its published name.
+        tensor: of a model of shape `old`.
+        old, new: `new` is `vllm_shape(old)`.
+
+    Returns:
+        float32, unless the two shapes are equal; the factors are not exact in bfloat16.
+    """
+    if old == new:
+        return tensor
+    tensor = tensor.float()
+    part = name.split(".")[-2]
+    hidden = torch.arange(old.hidden_size)
+    if "norm" in part:
+        factor = (old.hidden_size / new.hidden_size) ** 0.5
+        return _spread(tensor * factor, [hidden], [new.hidden_size])
+    if part in ("q_proj", "k_proj", "v_proj"):
+        count = old.num_attention_heads if part == "q_proj" else old.num_key_value_heads
+        if part == "q_proj":
+            tensor = tensor * (new.head_dim / old.head_dim) ** 0.5
+        places, sizes = (
+            [_in_heads(count, old, new), hidden],
+            [count * new.head_dim, new.hidden_size],
+        )
+        return _spread(tensor, places[: tensor.ndim], sizes[: tensor.ndim])
+    if part == "o_proj":
+        heads = old.num_attention_heads
+        columns = _in_heads(heads, old, new)
+        return _spread(tensor, [hidden, columns], [new.hidden_size, heads * new.head_dim])
+    if part == "input_proj":
+        halves = torch.cat([hidden, new.hidden_size + hidden])
+        return _spread(tensor, [hidden, halves], [new.hidden_size, 2 * new.hidden_size])
+    if part == "down_proj":
+        inner = torch.arange(old.intermediate_size)
+        return _spread(tensor, [hidden, inner], [new.hidden_size, old.intermediate_size])
+    rows = torch.arange(len(tensor))  # gate_proj, up_proj, embed_tokens, lm_head
+    return _spread(tensor, [rows, hidden], [len(tensor), new.hidden_size])
+
+
+def _in_heads(count: int, old: ModelConfig, new: ModelConfig) -> Tensor:
+    """Where the numbers of `count` old heads go among those of the new ones, int64.
+
+    RoPE turns number i of a head with number i + head_dim / 2, so each half keeps its own zeros.
+    """
+    half = torch.arange(old.head_dim // 2) * (new.head_dim // old.head_dim)
+    head = torch.cat([half, new.head_dim // 2 + half])
+    return (torch.arange(count)[:, None] * new.head_dim + head).flatten()
+
+
+def _spread(tensor: Tensor, places: list[Tensor], sizes: list[int]) -> Tensor:
+    """Zeros of `sizes` with `tensor` at `places`, one list of indices a dimension."""
+    wide = tensor.new_zeros(sizes)
+    wide[torch.meshgrid(*places, indexing="ij")] = tensor
+    return wide
