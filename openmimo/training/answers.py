@@ -84,18 +84,18 @@ class Answers:
         """Add acceptance on held-out prompts, greedy and sampled, to acceptance.json."""
         path = self._stage.dir / "acceptance.json"
         found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        if when in found:
-            return
+        done = found.setdefault(when, {})
         prompts = self._texts("problems/heldout.jsonl")
         model.eval()
-        found[when] = {}
         for name, (temperature, top_p) in MEASURED_WITH.items():
+            if name in done:
+                continue
             self._run.interrupt.check()
             requests = self._requests("acceptance", prompts, MEASURED, temperature, top_p)
             measured = measure_acceptance(model, requests, self._tokenizer.vocab_size)
-            found[when][name] = measured | {"temperature": temperature, "top_p": top_p}
+            done[name] = measured | {"temperature": temperature, "top_p": top_p}
             print(f"mtp_heads: {when} training, {name}: {_summary(measured)}", flush=True)
-        atomic_write(path, json.dumps(found, indent=2) + "\n")
+            atomic_write(path, json.dumps(found, indent=2) + "\n")
 
     def _answer(self, model: MiMo, requests: list[Request]) -> list[dict[str, Any]] | None:
         """The answers to a chunk; None if a stop was requested meanwhile."""

@@ -1,5 +1,7 @@
 """Rows of packed segments: who stands where, what may be a target, and how rows are filled."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -51,8 +53,9 @@ def test_a_segment_must_fit() -> None:
 @given(st.integers(1, 7), st.integers(1, 60))
 def test_split_keeps_every_row_once_and_in_order(rows: int, tokens: int) -> None:
     batch = batch_rows([[segment(10 * row, 8)] for row in range(rows)], 8, pad_id=0)
+    batch = replace(batch, hidden=batch.ids[..., None].float())
     parts = list(batch.split(tokens))
-    for name in ("ids", "positions", "targets"):
+    for name in ("ids", "positions", "targets", "hidden"):
         joined = torch.cat([getattr(part, name) for part in parts])
         assert torch.equal(joined, getattr(batch, name))
     assert all(part.ids.numel() <= max(tokens, 8) for part in parts)

@@ -115,7 +115,7 @@ def finished_data(tmp_path: Path) -> Run:
         (["sft.length=65"], "sft.length is 65, more than model.max_position_embeddings, 64"),
         (["data.tokenizer=qwen2"], "data.tokenizer must be left out"),
         (["init_from=nowhere"], "init_from is 'nowhere', which is no folder: make it with `mimo"),
-        (["init_from=none"], "pretrain.schedule is empty|model.vocab_size is not set"),
+        (["init_from=none"], "model is not set, and has no default"),
     ],
 )
 def test_what_does_not_fit_is_one_line_that_names_the_setting(
