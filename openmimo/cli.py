@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from openmimo.cli_models import add_model_verbs
+from openmimo.cli_models import MODEL_VERBS, add_model_verbs
 from openmimo.errors import UserError
 
 if TYPE_CHECKING:
@@ -99,7 +99,11 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
-        print("mimo: stopped; the same command goes on from here", file=sys.stderr)
+        verb = next(iter(sys.argv[1:] if arguments is None else arguments), "")
+        again = (
+            "nothing was written" if verb in MODEL_VERBS else "the same command goes on from here"
+        )
+        print(f"mimo: stopped; {again}", file=sys.stderr)
         return 130
     except Exception as error:
         message = explain(error)
@@ -138,6 +142,9 @@ def run_verb(arguments: list[str]) -> None:
         else:
             train(options, overrides)
     elif overrides:
+        if options.verb == "export" and options.target is None and overrides[0][:1] != "-":
+            # argparse takes both positional arguments where it meets the first.
+            raise UserError(f"write TARGET beside RUN|DIR, before the options: {overrides[0]!r}")
         raise UserError(f"mimo {options.verb} takes no {overrides[0]!r}")
     elif "handler" in options:
         options.handler(options)

@@ -6,6 +6,8 @@ Each imports what it needs when it runs, so that `mimo --help` is instant.
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,14 @@ if TYPE_CHECKING:
 
 DTYPES = ("bfloat16", "float16", "float32")
 FORMS = ("hf", "vllm", "qwen2", "gguf")
+MODEL_VERBS = ("import", "export", "inspect")
+"""They start anew when they are repeated."""
 VARIANTS = ("base", "sft", "rl_zero", "rl")
+
+
+def _path(text: str) -> Path:
+    """A path, `~` expanded where the shell has not."""
+    return Path(os.path.expanduser(text))
 
 
 def add_model_verbs(verbs: Any) -> None:
@@ -34,7 +43,7 @@ def _add_import(verbs: Any) -> None:
     verb = verbs.add_parser("import", help=text, description=text)
     add = verb.add_argument
     add("source", metavar="SOURCE", help="a folder, a .gguf file, or OWNER/NAME[@REVISION]")
-    add("folder", metavar="DIR", type=Path, help="the new model folder")
+    add("folder", metavar="DIR", type=_path, help="the new model folder")
     add("--add-mtp", action="store_true", help="give a model without MTP layers a fresh one")
     add(
         "--mtp-order",
@@ -55,8 +64,8 @@ def _add_export(verbs: Any) -> None:
     text = "write a model, or those of a run, for transformers, vLLM, SGLang or llama.cpp"
     verb = verbs.add_parser("export", help=text, description=text)
     add = verb.add_argument
-    add("source", metavar="RUN|DIR", type=Path, help="a run's folder or a model folder")
-    add("target", metavar="TARGET", type=Path, nargs="?", help="what to write (default: in RUN)")
+    add("source", metavar="RUN|DIR", type=_path, help="a run's folder or a model folder")
+    add("target", metavar="TARGET", type=_path, nargs="?", help="what to write (default: in RUN)")
     add(
         "--to",
         choices=FORMS,
@@ -112,6 +121,7 @@ def _print_imported(report: Imported, folder: Path) -> None:
 def export(options: argparse.Namespace) -> None:
     """`mimo export RUN|DIR [TARGET] --to FORM`."""
     from openmimo.interop.exporting import Model, export_model
+    from openmimo.runs import check_new
 
     if not options.source.is_dir():
         raise UserError(f"no folder {options.source}: name a run or a model folder")
@@ -121,6 +131,10 @@ def export(options: argparse.Namespace) -> None:
     if not run and options.target is None:
         raise UserError("name the TARGET to write as well")
     models = _variants(options) if run else {options.target: Model.from_folder(options.source)}
+    if options.to == "gguf":
+        models = {_with_suffix(target): model for target, model in models.items()}
+    for target in models:
+        check_new(target)  # all of them before the first is written
     dtype = _dtype(options.dtype or ("bfloat16" if run else None))
     for target, model in models.items():
         exported = export_model(model, target, options.to, dtype, _shard_bytes(options.shard_gb))
@@ -138,10 +152,12 @@ def _variants(options: argparse.Namespace) -> dict[Path, Model]:
     from openmimo.interop.exporting import Model
     from openmimo.model.checkpoint import load_config
     from openmimo.model_card import model_card
-    from openmimo.release import TOKENIZER, trained
+    from openmimo.release import PAPERS, TOKENIZER, trained
 
     run, one = options.source, options.variant
     parent = options.target or run / options.to
+    if options.to == "gguf" and not one and parent.suffix == ".gguf":
+        raise UserError(f"{parent} is one file, the run has several models: choose a --variant")
     models = {}
     for name in [one] if one else VARIANTS:
         folder = trained(run, name)
@@ -150,18 +166,21 @@ def _variants(options: argparse.Namespace) -> dict[Path, Model]:
                 raise UserError(f"{run} has no {name} model yet: {folder} is missing")
             continue
         target = options.target if one and options.target else parent / name
-        if options.to == "gguf" and target.suffix != ".gguf":
-            target = target.with_name(f"{target.name}.gguf")
         card = model_card(run, name, load_config(folder), options.dtype or "bfloat16")
-        models[target] = Model(name, folder, run / TOKENIZER, card)
+        models[target] = Model(name, folder, run / TOKENIZER, card, papers=run / PAPERS)
     if not models:
         raise UserError(f"{run} has no trained model yet: run `mimo pretrain` and on")
     return models
 
 
+def _with_suffix(target: Path) -> Path:
+    """By its suffix `mimo import` and llama.cpp's users know a GGUF file."""
+    return target if target.suffix == ".gguf" else target.with_name(f"{target.name}.gguf")
+
+
 def usage(form: str, target: Path, drafts: bool) -> list[str]:
     """How to go on with what was exported: commands for the program it is for."""
-    mtp, eagle = "", ""
+    mtp, eagle, path = "", "", shlex.quote(str(target))
     if drafts:
         mtp = """ --speculative-config '{"method": "mtp", "num_speculative_tokens": 1}'"""
         eagle = (
@@ -171,11 +190,11 @@ def usage(form: str, target: Path, drafts: bool) -> list[str]:
     return {
         "hf": [f'AutoModelForCausalLM.from_pretrained("{target}", trust_remote_code=True)'],
         "vllm": [
-            f"vllm serve {target} --trust-remote-code{mtp}",
-            f"python -m sglang.launch_server --model-path {target} --trust-remote-code{eagle}",
+            f"vllm serve {path} --trust-remote-code{mtp}",
+            f"python -m sglang.launch_server --model-path {path} --trust-remote-code{eagle}",
         ],
-        "qwen2": [f"vllm serve {target}"],
-        "gguf": [f"llama-cli -m {target}"],
+        "qwen2": [f"vllm serve {path}"],
+        "gguf": [f"llama-cli -m {path}"],
     }[form]
 
 

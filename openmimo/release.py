@@ -13,7 +13,7 @@ import torch
 from openmimo.config.base import config_hash
 from openmimo.evals.run import VARIANTS
 from openmimo.model.checkpoint import open_model
-from openmimo.model.folder import write_folder
+from openmimo.model.folder import copy_papers, write_folder
 from openmimo.model_card import model_card
 from openmimo.runs import Run, atomic_dir
 from openmimo.tokenizer import Tokenizer
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from openmimo.config.schema import Recipe
 
 TOKENIZER = Path("stages") / "data" / "tokenizer"
-"""Of a run, in its folder."""
+PAPERS = Path("stages") / "pretrain" / "papers"
+"""Of a run, in its folder; the second has licence and notice of the model it went on from."""
 
 
 def run(recipe: Recipe, run: Run) -> None:
@@ -57,6 +58,7 @@ def write_variant(run: Path, variant: str, dtype: str) -> None:
     card = model_card(run, variant, config, dtype)
     with atomic_dir(run / variant) as folder:
         write_folder(folder, config, files.read, getattr(torch, dtype), tokenizer)
+        copy_papers(run / PAPERS, folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 

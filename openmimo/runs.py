@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import resource
+import secrets
 import shutil
 import signal
 import sys
@@ -258,6 +259,47 @@ def atomic_dir(path: Path) -> Iterator[Path]:
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new(path: Path) -> None:
+    """Raise `UserError` unless nothing but an empty folder has the name ``path``."""
+    try:
+        free = not os.path.lexists(path) or (
+            path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot use the name {path}: {error}") from error
+    if not free:
+        raise UserError(f"{path} exists already: name another target, or remove it first")
+
+
+@contextlib.contextmanager
+def new_dir(path: Path) -> Iterator[Path]:
+    """A folder to fill that takes the new name ``path`` once the block ends without an error.
+
+    Unlike `atomic_dir` it replaces nothing, whatever a user has there, and two processes with one
+    target do not meet: the second one to end fails. A process that is killed leaves
+    ``.<name>.<random>.tmp`` beside the target.
+
+    Raises:
+        UserError: the name is taken, at the beginning or at the end, or cannot be made.
+    """
+    path = Path(os.path.abspath(path))
+    check_new(path)
+    temporary = path.parent / f".{path.name[:200]}.{secrets.token_hex(4)}.tmp"
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error.strerror}") from error
+    try:
+        yield temporary
+        for item in temporary.rglob("*"):
+            _sync(item)
+        check_new(path)
+        os.rename(temporary, path)  # over an empty folder it works, over anything else it fails
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -57,6 +57,11 @@ class PublishedTokenizer:
     eos_token: str | None
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder brings a tokenizer of any kind, readable or not."""
+    return any((folder / name).exists() for name in (TOKENIZER, VOCAB, "tokenizer.model"))
+
+
 def read_tokenizer_folder(folder: Path) -> PublishedTokenizer:
     """Read and check a tokenizer.
 

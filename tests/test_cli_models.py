@@ -106,7 +106,7 @@ def test_mistakes_are_one_line(
     assert "above 0" in fails(capsys, "import", release, out, "--shard-gb", "nan")
     assert "takes no" in fails(capsys, "import", release, out, "model.hidden_size=3")
     assert "no folder or file" in fails(capsys, "import", tmp_path / "none", out)
-    assert "3 MTP layers already" in fails(capsys, "import", release, out, "--add-mtp")
+    assert "has an MTP layer already" in fails(capsys, "import", release, out, "--add-mtp")
     assert "cannot make the folder" in fails(capsys, "import", release, "/proc/none")
     assert "cannot make the folder" in fails(capsys, "export", release, "/proc/none")
     (tmp_path / "text.txt").write_text("hello")

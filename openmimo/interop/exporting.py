@@ -11,7 +11,6 @@ Tensors go through one by one; memory stays near one shard.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,26 +20,29 @@ import torch
 from torch import Tensor
 
 from openmimo.config.schema import ModelConfig
-from openmimo.errors import UserError
 from openmimo.interop.widen import vllm_shape, widen
 from openmimo.model.checkpoint import open_model
 from openmimo.model.folder import (
     CONFIG,
     SHARD_BYTES,
+    Endings,
     check_vocabulary,
     copy_mode,
+    copy_papers,
     dtype_name,
+    is_paper,
     write_folder,
     write_json,
-    write_tokenizer,
+    write_texts,
     write_weights,
 )
 from openmimo.model.layout import tensor_shapes
 from openmimo.model.published import as_qwen2, to_published
 from openmimo.model.tensors import TensorFiles
 from openmimo.progress import Progress
-from openmimo.runs import atomic_dir
+from openmimo.runs import check_new, new_dir
 from openmimo.tokenizer import Tokenizer
+from openmimo.tokenizer_folder import has_tokenizer
 
 Form = Literal["hf", "vllm", "qwen2", "gguf"]
 FORMS: tuple[Form, ...] = ("hf", "vllm", "qwen2", "gguf")
@@ -69,23 +71,27 @@ class Model:
     folder: of its weights.
     tokenizer: the folder of its tokenizer; None if it has none.
     card: the text of README.md, if there is one.
+    endings: what the folder says of its texts' ends; None: what follows from the tokenizer.
+    papers: the folder of licence and notice; None: that of the weights.
     """
 
     name: str
     folder: Path
     tokenizer: Path | None
     card: str | None = None
+    endings: Endings | None = None
+    papers: Path | None = None
 
     @classmethod
     def from_folder(cls, folder: Path) -> Model:
         """A model folder as it stands."""
         card = folder / "README.md"
-        has_tokenizer = (folder / "tokenizer.json").exists()
         return cls(
             folder.resolve().name,
             folder,
-            folder if has_tokenizer else None,
-            card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None,
+            folder if has_tokenizer(folder) else None,
+            card.read_text(encoding="utf-8", errors="replace") if is_paper(card) else None,
+            Endings.of_folder(folder),
         )
 
 
@@ -105,22 +111,21 @@ def export_model(
     Raises:
         UserError: `target` exists, the model is damaged, or the form cannot hold it.
     """
-    if target.exists():
-        raise UserError(f"{target} exists already: name another target, or remove it first")
+    check_new(target)
     config, files = open_model(model.folder)
     tokenizer = Tokenizer.load(model.tokenizer) if model.tokenizer else None
     if tokenizer is not None:
         check_vocabulary(tokenizer, config, str(model.folder))
-    left_out = list(_left_out(config, form))
+    left_out = list(_left_out(config, form, tokenizer))
     config = _announced(config, form)
     shape = vllm_shape(config) if form == "vllm" else config
-    changed = list(_changed(config, shape))
+    changed = [*_changed(config, shape), *_rounded(files.dtype, dtype or files.dtype)]
     notes = [*(f"leaves out {each}" for each in left_out), *(f"is changed: {c}" for c in changed)]
     job = _Job(model, config, shape, files, tokenizer, dtype or files.dtype, max_shard_bytes)
     if form == "gguf":
         job.write_gguf(target)
     else:
-        with atomic_dir(target) as partial:
+        with new_dir(target) as partial:
             job.write_qwen2(partial) if form == "qwen2" else job.write_mimo(partial)
             _copy_papers(model, partial, notes)
     return Exported(target, left_out, changed, drafts=config.num_nextn_predict_layers > 0)
@@ -148,17 +153,19 @@ class _Job:
             def read(name: str) -> Tensor:
                 return widen(name, reader.read(name), self.config, self.shape)
 
-            write_folder(folder, self.shape, read, self.dtype, self.tokenizer, self.max_shard_bytes)
+            write_folder(
+                folder, self.shape, read, self.dtype, self.tokenizer, self.max_shard_bytes,
+                self.model.endings,
+            )  # fmt: skip
 
     def write_qwen2(self, folder: Path) -> None:
         shapes = dict(tensor_shapes(self.config))
         with _Reader(self.files, len(shapes)) as reader:
             write_weights(folder, shapes, reader.read, self.dtype, self.max_shard_bytes)
-        ids = (self.tokenizer.doc_end_id, self.tokenizer.eos_id) if self.tokenizer else ()
-        published = to_published(self.config, dtype_name(self.dtype), *ids)
+        endings = (self.model.endings or Endings()).completed(self.tokenizer)
+        published = to_published(self.config, dtype_name(self.dtype), endings.bos, endings.eos)
         write_json(folder / CONFIG, as_qwen2(published))
-        if self.tokenizer is not None:
-            write_tokenizer(folder, self.tokenizer, self.config)
+        write_texts(folder, self.tokenizer, self.config, endings)
         copy_mode(folder)
 
     def write_gguf(self, target: Path) -> None:
@@ -203,17 +210,20 @@ def _announced(config: ModelConfig, form: Form) -> ModelConfig:
     return config.model_copy(update={"num_nextn_predict_layers": layers})
 
 
-def _left_out(config: ModelConfig, form: Form) -> Iterable[str]:
+def _left_out(config: ModelConfig, form: Form, tokenizer: Tokenizer | None) -> Iterable[str]:
     layers = config.num_nextn_predict_layers
+    if tokenizer is None:
+        yield "a tokenizer: the model has none, so other programs take only token ids"
     if form in ("qwen2", "gguf") and layers:
         plural = "s" if layers > 1 else ""
         yield f"{layers} MTP layer{plural}: Qwen2 has none, so there is no speculative decoding"
     if form == "vllm" and layers > 1:
-        yield f"MTP layers 1 to {layers - 1}: vLLM and SGLang use only layer 0"
-    if form == "vllm" and layers and config.mtp_hidden == "post_norm":
+        yield f"{layers - 1} of {layers} MTP layers: vLLM and SGLang use only the first"
+    if form in ("hf", "vllm") and layers and config.mtp_hidden == "post_norm":
         yield (
-            "mtp_hidden = post_norm: vLLM feeds the MTP layer the state before the final norm, so "
-            "it accepts fewer drafts; the text stays the same (SGLang feeds the one after it)"
+            "mtp_hidden = post_norm: transformers and vLLM feed the MTP layer the state before the "
+            "final norm, so they accept fewer drafts; the text stays the same (SGLang feeds the "
+            "one after it)"
         )
 
 
@@ -226,15 +236,18 @@ def _changed(config: ModelConfig, shape: ModelConfig) -> Iterable[str]:
         )
 
 
+def _rounded(trained: torch.dtype, stored: torch.dtype) -> Iterable[str]:
+    if torch.promote_types(trained, stored) != stored:
+        was, now = dtype_name(trained), dtype_name(stored)
+        yield f"weights are rounded from {was} to {now}; --dtype keeps them"
+
+
 def _copy_papers(model: Model, folder: Path, notes: list[str]) -> None:
     """The card, and the licence and notice that came with the weights."""
     if model.card is not None:
         card = _with_notes(model.card, notes) if notes else model.card
         (folder / "README.md").write_text(card, encoding="utf-8")
-    for pattern in ("LICENSE*", "NOTICE*"):
-        for path in model.folder.glob(pattern):
-            if path.is_file() and path.stat().st_size < 2**20:
-                shutil.copyfile(path, folder / path.name)
+    copy_papers(model.papers or model.folder, folder)
 
 
 def _with_notes(card: str, notes: list[str]) -> str:

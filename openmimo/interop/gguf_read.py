@@ -20,6 +20,7 @@ from openmimo.interop import gguf_tokenizer
 from openmimo.interop.gguf_header import TensorInfo, Value, read_header
 from openmimo.interop.gguf_library import gguf
 from openmimo.interop.gguf_names import published_name
+from openmimo.model.folder import Endings
 from openmimo.model.layout import EMBEDDING, HEAD, Shape
 from openmimo.tokenizer import Tokenizer
 
@@ -131,6 +132,13 @@ class GGUFSource:
             for name, content in self.tokenizer_files().items():
                 Path(folder, name).write_bytes(content)
             return Tokenizer.load(folder)
+
+    def endings(self) -> Endings:
+        """The ids that the file names; GGUF has no generation_config.json."""
+        return Endings(self.config["bos_token_id"], self.config["eos_token_id"], None, True)
+
+    def copy_papers(self, folder: Path) -> None:
+        """A GGUF file brings none."""
 
     def _check_kind(self) -> None:
         fields = self._fields

@@ -13,7 +13,7 @@ _NAME = re.compile(
     r"(?:@(?P<revision>[\w./-]+))?"
 )
 # No pickles (*.bin, *.pt) and no code (*.py).
-_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "LICENSE*", "NOTICE*"]
+_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "*.md", "LICENSE*", "NOTICE*"]
 
 
 def is_hub_name(source: str) -> bool:

@@ -6,9 +6,7 @@ the new folder's README.md.
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,12 +19,12 @@ from openmimo.config.schema import ModelConfig
 from openmimo.errors import UserError
 from openmimo.interop.families import Family, check_stored, read_family
 from openmimo.interop.fresh_mtp import FreshMTP
-from openmimo.interop.sources import FolderSource, Source, open_source
+from openmimo.interop.sources import Source, open_source
 from openmimo.model.folder import SHARD_BYTES, dtype_name, write_folder
 from openmimo.model.layout import BIASES, EMBEDDING, HEAD, MTP, tensor_count, tensor_shapes
 from openmimo.model.tensors import DTYPES
 from openmimo.progress import Progress
-from openmimo.runs import atomic_dir
+from openmimo.runs import check_new, new_dir
 from openmimo.tokenizer import Tokenizer
 
 _STORED = {dtype: name for name, dtype in DTYPES.items()}
@@ -82,8 +80,7 @@ def import_model(source: str, folder: Path, options: Options) -> Imported:
         UserError: `folder` exists, or the source is damaged or has something that MiMo's
             architecture lacks; nothing is written then.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists already: name another folder, or remove it first")
+    check_new(folder)
     opened = open_source(source)
     family = read_family(opened.config, opened.own, source)
     check_stored(family, opened.shapes, source)
@@ -96,7 +93,7 @@ def import_model(source: str, folder: Path, options: Options) -> Imported:
     _note_changes(report, opened, family, options, tokenizer)
     reader = _Reader(opened, family, config, options)
     with (
-        atomic_dir(folder) as partial,
+        new_dir(folder) as partial,
         Progress(
             "import", tensor_count(config), every=max(1, tensor_count(config) // 5)
         ) as progress,
@@ -107,9 +104,11 @@ def import_model(source: str, folder: Path, options: Options) -> Imported:
             progress.step(reader.count)
             return tensor
 
-        write_folder(partial, config, read, dtype, tokenizer, options.max_shard_bytes)
-        _copy_papers(opened, partial)
-        if config.num_nextn_predict_layers:
+        write_folder(
+            partial, config, read, dtype, tokenizer, options.max_shard_bytes, opened.endings()
+        )
+        opened.copy_papers(partial)
+        if config.num_nextn_predict_layers and tokenizer and tokenizer.turn_start_id is not None:
             recipe = _recipe(report, folder.resolve(), fresh=options.add_mtp)
             (partial / RECIPE).write_text(recipe, encoding="utf-8")
         (partial / "README.md").write_text(_card(report), encoding="utf-8")
@@ -164,9 +163,11 @@ def swap_halves(weight: Tensor) -> Tensor:
 def _check_options(options: Options, family: Family, source: str) -> None:
     layers = family.config.num_nextn_predict_layers
     if options.add_mtp and layers:
-        raise UserError(f"{source} has {layers} MTP layers already: leave out --add-mtp")
+        raise UserError(f"{source} has an MTP layer already: leave out --add-mtp")
     if not layers and options.mtp_order != "hidden_first":
         raise UserError(f"{source} has no MTP layer whose input could be in another order")
+    if not layers and options.mtp_hidden and not options.add_mtp:
+        raise UserError(f"{source} has no MTP layer that reads anything: leave out --mtp-hidden")
 
 
 def _target_config(family: Family, options: Options) -> ModelConfig:
@@ -196,7 +197,7 @@ def _note_changes(
     if options.add_mtp:
         note("a fresh MTP layer, made from the last trunk layer, is added: train it")
     kind = dtype_name(report.dtype)
-    if torch.finfo(report.dtype).bits < torch.finfo(source.dtype).bits:
+    if torch.promote_types(source.dtype, report.dtype) != report.dtype:
         note(f"weights are rounded to {kind}; they were {source.stored_as}")
     elif _STORED[report.dtype] != source.stored_as:
         note(f"weights were {source.stored_as}; {kind} holds their values exactly")
@@ -206,21 +207,13 @@ def _note_changes(
             "somewhat worse answers until it is trained on"
         )
     if tokenizer is not None and tokenizer.turn_start_id is None:
-        report.warnings.append("the tokenizer has no <|im_start|>: no chat, no SFT, no RL")
+        report.warnings.append(
+            "the tokenizer has no <|im_start|>: the model can be exported, not chat or be trained"
+        )
     if tokenizer is None:
         report.warnings.append("there is no tokenizer: the model cannot chat or be trained on text")
     if not config.num_nextn_predict_layers:
         report.warnings.append("there is no MTP layer: --add-mtp gives it one")
-
-
-def _copy_papers(source: Source, folder: Path) -> None:
-    """Licence, notice and card of the source go with the weights."""
-    if not isinstance(source, FolderSource):
-        return
-    for pattern, prefix in (("LICENSE*", ""), ("NOTICE*", ""), ("README.md", "ORIGINAL_")):
-        for path in source.folder.glob(pattern):
-            if path.is_file() and path.stat().st_size < 2**20:
-                shutil.copyfile(path, folder / f"{prefix}{path.name}")
 
 
 def _card(report: Imported) -> str:
@@ -234,8 +227,6 @@ def _card(report: Imported) -> str:
         *(f"- {sentence}" for sentence in report.changes),
         *(f"- {sentence}" for sentence in report.warnings),
         "",
-        "    config: " + json.dumps(report.config.model_dump(mode="json")),
-        "",
     ]
     return "\n".join(lines)
 
@@ -248,15 +239,22 @@ class _Start(Config):
     init_from: str
     model: ModelConfig
     mtp_heads: dict[str, Any]
+    sft: dict[str, Any]
 
 
 def _recipe(report: Imported, folder: Path, fresh: bool) -> str:
     """recipe.toml of an imported folder: `mimo speedrun --recipe DIR/recipe.toml` goes on."""
+    context = report.config.max_position_embeddings
     start = _Start(
         name=report.name,
         init_from=str(folder),
         model=report.config.model_copy(update={"num_nextn_predict_layers": 1}),
-        mtp_heads={"tune_first": fresh, "layers": max(2, report.config.num_nextn_predict_layers)},
+        mtp_heads={
+            "tune_first": fresh,
+            "layers": max(2, report.config.num_nextn_predict_layers),
+            "length": min(512, context),
+        },
+        sft={"length": min(1024, context)},
     )
     return (
         "# Goes on from this model: mimo speedrun --recipe THIS_FILE --out RUN\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,11 +12,11 @@ from torch import Tensor
 from openmimo.errors import UserError
 from openmimo.json_files import read_json
 from openmimo.model.checkpoint import add_extra_layers, read_own_config
-from openmimo.model.folder import CONFIG
+from openmimo.model.folder import CONFIG, ORIGINAL_CARD, Endings, copy_papers, is_paper
 from openmimo.model.layout import Shape
 from openmimo.model.tensors import existing, open_weights
 from openmimo.tokenizer import Tokenizer
-from openmimo.tokenizer_folder import MAX_BYTES
+from openmimo.tokenizer_folder import MAX_BYTES, has_tokenizer
 
 LEGACY_BUFFERS = (".rotary_emb.inv_freq", ".masked_bias")
 """Ends of names that older transformers saved; their values follow from the config."""
@@ -47,6 +48,12 @@ class Source(Protocol):
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer beside the weights, if there is one."""
 
+    def endings(self) -> Endings:
+        """Where its texts begin and end."""
+
+    def copy_papers(self, folder: Path) -> None:
+        """Copy its licence, notice and card, if it has them, into the new folder."""
+
 
 class FolderSource:
     """A folder of safetensors files with a config.json."""
@@ -72,9 +79,17 @@ class FolderSource:
         return self._files.read(name)
 
     def tokenizer(self) -> Tokenizer | None:
-        if not any((self.folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
-            return None
-        return Tokenizer.load(self.folder)
+        return Tokenizer.load(self.folder) if has_tokenizer(self.folder) else None
+
+    def endings(self) -> Endings:
+        return Endings.of_folder(self.folder)
+
+    def copy_papers(self, folder: Path) -> None:
+        copy_papers(self.folder, folder)
+        card = self.folder / "README.md"
+        # An original card that came with an earlier import is worth more than that import's own.
+        if is_paper(card) and not (folder / ORIGINAL_CARD).exists():
+            shutil.copyfile(card, folder / ORIGINAL_CARD)
 
 
 def added_prefix(tokenizer: Path) -> str:

@@ -21,6 +21,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from openmimo.config.schema import ModelConfig
 from openmimo.errors import UserError
+from openmimo.json_files import read_json
 from openmimo.model.layout import Shape, is_extra, tensor_shapes
 from openmimo.model.published import to_published
 from openmimo.model.tensors import INDEX, WEIGHTS
@@ -47,8 +49,44 @@ SHARD_BYTES = 2 * 10**9
 # In openmimo.json the number of MTP layers counts the extra ones, unlike the published number.
 OWN_FIELDS = ("num_nextn_predict_layers", "mtp_hidden", "mtp_mask_first")
 
+ORIGINAL_CARD = "ORIGINAL_README.md"
+PAPERS = ("LICENSE*", "LICENCE*", "NOTICE*", ORIGINAL_CARD)
+MAX_PAPER = 2**20
+"""Bytes."""
+
 Read = Callable[[str], Tensor]
 """Gives the tensor of a published name, in any dtype."""
+
+
+@dataclass(frozen=True)
+class Endings:
+    """Where a model's texts begin and end.
+
+    bos, eos: of config.json; eos may be several ids.
+    generation: the content of generation_config.json.
+    original: whether all this is what the model came with, absent parts included.
+    """
+
+    bos: Any = None
+    eos: Any = None
+    generation: dict[str, Any] | None = None
+    original: bool = False
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Endings:
+        """What a model folder says."""
+        published = read_json(folder / CONFIG)
+        path = folder / GENERATION_CONFIG
+        generation = read_json(path) if path.is_file() else None
+        return cls(published.get("bos_token_id"), published.get("eos_token_id"), generation, True)
+
+    def completed(self, tokenizer: Tokenizer | None) -> Endings:
+        """With the tokenizer's ids where config.json has none: <|endoftext|> and <|im_end|>."""
+        if tokenizer is None:
+            return self
+        bos = tokenizer.doc_end_id if self.bos is None else self.bos
+        eos = tokenizer.eos_id if self.eos is None else self.eos
+        return replace(self, bos=bos, eos=eos)
 
 
 def write_folder(
@@ -58,6 +96,7 @@ def write_folder(
     dtype: torch.dtype,
     tokenizer: Tokenizer | None = None,
     max_shard_bytes: int = SHARD_BYTES,
+    endings: Endings | None = None,
 ) -> None:
     """Write the files of a MiMo folder into `folder`, which exists.
 
@@ -68,6 +107,8 @@ def write_folder(
         dtype: of the stored weights: bfloat16, float16 or float32.
         tokenizer: if given, its files and a generation_config.json are written too.
         max_shard_bytes: a larger model is split into files of at most about this size.
+        endings: what the original says of its answers' ends; what it leaves out follows from the
+            tokenizer.
 
     Raises:
         UserError: the tokenizer does not fit the model, there is no space, or `read` raises it.
@@ -80,11 +121,11 @@ def write_folder(
     write_weights(folder, published, read, dtype, max_shard_bytes)
     if extra := [name for name in shapes if is_extra(name)]:
         _write_file(folder / EXTRA_WEIGHTS, extra, read, dtype)
-    bos, eos = (tokenizer.doc_end_id, tokenizer.eos_id) if tokenizer else (None, None)
-    write_json(folder / CONFIG, to_published(config, dtype_name(dtype), bos, eos))
+    endings = (endings or Endings()).completed(tokenizer)
+    published = to_published(config, dtype_name(dtype), endings.bos, endings.eos)
+    write_json(folder / CONFIG, published)
     write_json(folder / OWN_CONFIG, {name: getattr(config, name) for name in OWN_FIELDS})
-    if tokenizer is not None:
-        write_tokenizer(folder, tokenizer, config)
+    write_texts(folder, tokenizer, config, endings)
     copy_mode(folder)
     for name in REMOTE_CODE:
         code = importlib.resources.files("openmimo.model.hf") / name
@@ -114,20 +155,29 @@ def write_weights(
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": files})
 
 
-def write_tokenizer(folder: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
-    """The tokenizer's files, and the sampling of the MiMo evaluations as generation_config.json;
-    vLLM and transformers take it as their default."""
-    tokenizer.save(folder)
-    generation = {
-        "bos_token_id": tokenizer.doc_end_id,
-        "eos_token_id": tokenizer.eos_id,
-        "pad_token_id": tokenizer.doc_end_id,
-        "do_sample": True,
-        "temperature": 0.6,
-        "top_p": 0.95,
-        "max_new_tokens": min(2048, config.max_position_embeddings),
-    }
-    write_json(folder / GENERATION_CONFIG, generation)
+def write_texts(
+    folder: Path, tokenizer: Tokenizer | None, config: ModelConfig, endings: Endings
+) -> None:
+    """The tokenizer's files and generation_config.json.
+
+    Of a model of our own the latter says the sampling of the MiMo evaluations, which vLLM and
+    transformers take as their default; of an imported one it is the original's.
+    """
+    if tokenizer is not None:
+        tokenizer.save(folder)
+    generation = endings.generation
+    if generation is None and tokenizer is not None and not endings.original:
+        generation = {
+            "bos_token_id": endings.bos,
+            "eos_token_id": endings.eos,
+            "pad_token_id": tokenizer.doc_end_id,
+            "do_sample": True,
+            "temperature": 0.6,
+            "top_p": 0.95,
+            "max_new_tokens": min(2048, config.max_position_embeddings),
+        }
+    if generation is not None:
+        write_json(folder / GENERATION_CONFIG, generation)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -156,9 +206,36 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def _write_file(path: Path, names: list[str], read: Read, dtype: torch.dtype) -> None:
-    tensors = {name: read(name).detach().to("cpu", dtype).contiguous() for name in names}
+    tensors = {name: _cast(name, read(name), dtype) for name in names}
     try:
         # transformers refuses a file that does not say for which library it is.
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:
         raise UserError(f"cannot write {path}, is the disk full? {error}") from error
+
+
+def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    stored = tensor.detach().to("cpu", dtype).contiguous()
+    if tensor.dtype != dtype and not stored.isfinite().all():
+        kind = dtype_name(dtype)
+        raise UserError(f"{name} has numbers that are too large for {kind}: choose another dtype")
+    return stored
+
+
+def copy_papers(source: Path, folder: Path) -> None:
+    """Licence, notice and original card go with the weights; small text files of `source` alone.
+
+    A link is followed only within the folder or, as the hub's cache has them, to its `blobs`: else
+    a downloaded folder could put any file of this machine into what its user publishes.
+    """
+    for pattern in PAPERS:
+        for path in sorted(source.glob(pattern)):
+            if path.suffix in ("", ".md", ".txt") and is_paper(path):
+                shutil.copyfile(path, folder / path.name)
+
+
+def is_paper(path: Path) -> bool:
+    """Whether a file is small and no link to somewhere else."""
+    real = path.resolve()
+    inside = real.parent == path.parent.resolve() or real.parent.name == "blobs"
+    return inside and real.is_file() and real.stat().st_size < MAX_PAPER

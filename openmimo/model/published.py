@@ -60,8 +60,8 @@ _LLAMA3 = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddi
 def to_published(
     config: ModelConfig,
     dtype: str,
-    bos_token_id: int | None = None,
-    eos_token_id: int | None = None,
+    bos_token_id: Any = None,
+    eos_token_id: Any = None,
 ) -> dict[str, Any]:
     """`config` as a published config.json.
 

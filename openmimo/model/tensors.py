@@ -168,7 +168,10 @@ def has_index(folder: Path) -> bool:
 def existing(path: Path) -> Path:
     """`path`, which must be a file of a model folder."""
     if not os.path.isfile(path):  # unlike Path's, it takes any name without raising
-        raise UserError(f"{path.parent} is not a complete model folder: {path.name} is missing")
+        hint = "; it is a run: name one of its models" if (path.parent / "stages").is_dir() else ""
+        raise UserError(
+            f"{path.parent} is not a complete model folder: {path.name} is missing{hint}"
+        )
     return path
 
 

@@ -15,6 +15,7 @@ import torch
 from openmimo.config.base import config_hash
 from openmimo.config.schema import Recipe
 from openmimo.data.shards import Corpus
+from openmimo.model.folder import copy_papers
 from openmimo.model.mimo import MiMo
 from openmimo.runs import Run, atomic_write
 from openmimo.tokenizer import Tokenizer
@@ -23,6 +24,9 @@ from openmimo.training.loop import Objective, Step, train
 from openmimo.training.schedule import Point, Schedule
 from openmimo.training.start import start_digest, start_model
 from openmimo.training.stream import PackedStream
+
+PAPERS = "papers"
+"""In the stage's folder: licence and notice of the model of `init_from`, for the releases."""
 
 
 class PretrainSource:
@@ -125,7 +129,11 @@ def run(recipe: Recipe, run: Run) -> None:
     if finished:
         atomic_write(stage.dir / "mixture.json", json.dumps({"mixture": source.mixture}, indent=2))
         parameters = sum(p.numel() for p in model.parameters())
-        start = Path(recipe.init_from).resolve().name if recipe.init_from else None
+        start = None
+        if recipe.init_from:
+            start = Path(recipe.init_from).resolve().name
+            (stage.dir / PAPERS).mkdir(exist_ok=True)
+            copy_papers(Path(recipe.init_from), stage.dir / PAPERS)
         stage.finish(parameters=parameters, rope_base=model.rope_base, init_from=start)
 
 

@@ -14,9 +14,11 @@ from torch import Tensor
 from openmimo.config.load import load_config
 from openmimo.config.schema import Recipe
 from openmimo.errors import UserError
+from openmimo.interop.exporting import Model, export_model
 from openmimo.interop.importing import Options, import_model, swap_halves
 from openmimo.model.checkpoint import load_model, load_release, save_model, write_model
 from openmimo.model.mimo import MiMo
+from openmimo.runs import new_dir
 from openmimo.tokenizer import Tokenizer
 
 from .conftest import FAMILIES, edit_config, make_foreign
@@ -168,7 +170,7 @@ def test_a_fresh_mtp_layer_leaves_the_trunk_alone(tmp_path: Path, long_ids: Tens
     assert torch.equal(trunk(long_ids), grown(long_ids))
     last, fresh = grown.model.layers[-1].state_dict(), grown.mtp_layers[0].state_dict()
     assert all(torch.equal(fresh[name], tensor) for name, tensor in last.items())
-    with pytest.raises(UserError, match="has 1 MTP layers already"):
+    with pytest.raises(UserError, match="has an MTP layer already"):
         import_model(str(tmp_path / "b"), tmp_path / "c", Options(add_mtp=True))
 
 
@@ -306,8 +308,13 @@ def test_a_tokenizer_that_begins_every_text_with_a_token_is_named(
         assert any("every text with <|im_start|>" in warning for warning in report.warnings)
 
 
-def test_a_recipe_that_goes_on_from_the_model_lies_in_the_folder(tmp_path: Path) -> None:
-    make_foreign(tmp_path / "theirs", **FAMILIES["llama 3"] | {"max_position_embeddings": 2048})
+@pytest.mark.parametrize("context", [2048, 256])
+def test_a_recipe_that_goes_on_from_the_model_lies_in_the_folder(
+    tokenizer: Tokenizer, tmp_path: Path, context: int
+) -> None:
+    sizes = {"max_position_embeddings": context, "vocab_size": 304}
+    make_foreign(tmp_path / "theirs", **FAMILIES["llama 3"] | sizes)
+    tokenizer.save(tmp_path / "theirs")
     import_model(str(tmp_path / "theirs"), tmp_path / "ours", Options(add_mtp=True))
     recipe = load_config(Recipe, str(tmp_path / "ours" / "recipe.toml"))
     assert recipe.model == load_model(tmp_path / "ours").config
@@ -315,3 +322,100 @@ def test_a_recipe_that_goes_on_from_the_model_lies_in_the_folder(tmp_path: Path)
     assert (recipe.mtp_heads.tune_first, recipe.pretrain.schedule) == (True, ())
     import_model(str(tmp_path / "theirs"), tmp_path / "trunk", Options())
     assert not (tmp_path / "trunk" / "recipe.toml").exists()
+
+
+def test_what_the_original_says_of_its_ends_is_kept(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    make_foreign(folder, **FAMILIES["qwen2"] | {"vocab_size": 304})
+    tokenizer.save(folder)
+    edit_config(folder, bos_token_id=5, eos_token_id=[7, 9])
+    generation = {"eos_token_id": [7, 9], "temperature": 1.3, "repetition_penalty": 1.1}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    import_model(str(folder), tmp_path / "ours", Options())
+    send = export_model(Model.from_folder(tmp_path / "ours"), tmp_path / "out", "qwen2").path
+    for target in (tmp_path / "ours", send):
+        config = json.loads((target / "config.json").read_text())
+        assert (config["bos_token_id"], config["eos_token_id"]) == (5, [7, 9])
+        assert json.loads((target / "generation_config.json").read_text()) == generation
+    # Without the file none is invented; ids that are left out follow from the tokenizer.
+    (folder / "generation_config.json").unlink()
+    edit_config(folder, bos_token_id=..., eos_token_id=...)
+    import_model(str(folder), tmp_path / "plain", Options())
+    assert not (tmp_path / "plain" / "generation_config.json").exists()
+    config = json.loads((tmp_path / "plain" / "config.json").read_text())
+    assert config["eos_token_id"] == tokenizer.eos_id
+
+
+def test_numbers_too_large_for_the_dtype_are_refused(tmp_path: Path) -> None:
+    make_foreign(tmp_path / "theirs", **FAMILIES["qwen2"])
+    path = tmp_path / "theirs" / WEIGHTS
+    tensors = load_file(path)
+    tensors["model.norm.weight"][3] = 1e30
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"model\.norm\.weight has numbers .* float16"):
+        import_model(str(tmp_path / "theirs"), tmp_path / "a", Options(dtype=torch.float16))
+    assert not (tmp_path / "a").exists()
+    import_model(str(tmp_path / "theirs"), tmp_path / "a", Options())
+    with pytest.raises(UserError, match="float16"):
+        export_model(Model.from_folder(tmp_path / "a"), tmp_path / "b", "hf", torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked"), [(torch.bfloat16, torch.float16), (torch.float16, torch.bfloat16)]
+)
+def test_one_16_bit_type_is_rounded_to_the_other(
+    tmp_path: Path, stored: torch.dtype, asked: torch.dtype
+) -> None:
+    make_foreign(tmp_path / "theirs", stored, **FAMILIES["qwen2"])
+    report = import_model(str(tmp_path / "theirs"), tmp_path / "ours", Options(dtype=asked))
+    assert any("are rounded to" in change for change in report.changes)
+
+
+def test_no_folder_but_the_target_is_touched(tmp_path: Path) -> None:
+    # Neither one with the name of a temporary folder, nor one that appears meanwhile.
+    make_foreign(tmp_path / "x.tmp", **FAMILIES["llama"])
+    before = {path.name: path.read_bytes() for path in (tmp_path / "x.tmp").iterdir()}
+    bring_in(tmp_path / "x.tmp", tmp_path / "x")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "x.tmp").iterdir()} == before
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("link", "x"):
+        with pytest.raises(UserError, match="exists already"):
+            import_model(str(tmp_path / "x.tmp"), tmp_path / name, Options())
+    (tmp_path / "empty").mkdir()
+    bring_in(tmp_path / "x.tmp", tmp_path / "empty")
+    with pytest.raises(UserError, match="exists already"), new_dir(tmp_path / "late") as partial:  # noqa: PT012
+        (partial / "ours").touch()
+        (tmp_path / "late").mkdir()
+        (tmp_path / "late" / "theirs").touch()
+    assert [path.name for path in (tmp_path / "late").iterdir()] == ["theirs"]
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_links_to_other_files_are_not_copied(tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    make_foreign(folder, **FAMILIES["llama"])
+    (tmp_path / "secret").write_text("secret")
+    for name in ("LICENSE", "NOTICE.txt", "README.md"):
+        (folder / name).symlink_to(tmp_path / "secret")
+    (folder / "LICENSE.bin").write_text("no text")
+    (folder / "LICENSE.md").write_text("the licence")
+    import_model(str(folder), tmp_path / "ours", Options())
+    export_model(Model.from_folder(tmp_path / "ours"), tmp_path / "out", "hf")
+    for target in (tmp_path / "ours", tmp_path / "out"):
+        names = {path.name for path in target.iterdir()}
+        assert "LICENSE.md" in names
+        assert not names & {"LICENSE", "NOTICE.txt", "LICENSE.bin", "ORIGINAL_README.md"}
+
+
+def test_a_sentencepiece_tokenizer_is_refused_by_name(tmp_path: Path) -> None:
+    make_foreign(tmp_path / "theirs", **FAMILIES["llama"])
+    (tmp_path / "theirs" / "tokenizer.model").write_bytes(b"x")
+    with pytest.raises(UserError, match="sentencepiece"):
+        import_model(str(tmp_path / "theirs"), tmp_path / "ours", Options())
+
+
+def test_what_is_read_needs_a_layer_that_reads(tmp_path: Path) -> None:
+    make_foreign(tmp_path / "theirs", **FAMILIES["llama"])
+    for options in (Options(mtp_hidden="post_norm"), Options(mtp_order="embedding_first")):
+        with pytest.raises(UserError, match="no MTP layer"):
+            import_model(str(tmp_path / "theirs"), tmp_path / "ours", options)
