@@ -274,3 +274,13 @@ def test_the_snippet_of_the_card_runs(run: Run, tmp_path: Path) -> None:
         timeout=120,
     )
     assert done.stdout.endswith("done\n"), done.stderr
+
+
+def test_the_licence_of_the_model_it_went_on_from_goes_along(run: Run) -> None:
+    papers = run.dir / "stages" / "pretrain" / "papers"
+    papers.mkdir()
+    (papers / "LICENSE").write_text("theirs")
+    (papers / "ORIGINAL_README.md").write_text("their card")
+    run_release(recipe(), run)
+    assert (run.dir / "rl" / "LICENSE").read_text() == "theirs"
+    assert (run.dir / "rl" / "ORIGINAL_README.md").read_text() == "their card"
