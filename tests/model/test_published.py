@@ -17,7 +17,7 @@ LINEAR = {"rope_type": "linear", "factor": 8.0}
         {"rope_theta": 1e6, "rope_scaling": LINEAR},
         {"rope_scaling": LINEAR | {"rope_theta": 1e6}},
         {"rope_parameters": LINEAR | {"rope_theta": 1e6}},
-        {"rope_parameters": {"rope_theta": 1e6}, "rope_scaling": {"type": "linear", "factor": 8.0}},
+        {"rope_parameters": {"rope_theta": 1e6}, "rope_scaling": {"type": "linear", "factor": 8}},
         {
             "rope_theta": 1e6,
             "rope_scaling": LINEAR | {"rope_theta": 1e6},
