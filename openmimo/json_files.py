@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,19 @@ def read_json(path: Path, limit: int = MAX_CONFIG) -> dict[str, Any]:
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
-    """The JSON object in `raw`; raises ValueError for anything else, and for repeated keys."""
+    """The JSON object in `raw`.
+
+    Raises:
+        ValueError: for anything else, for repeated keys, and for half a surrogate pair, which JSON
+            can spell and no text can hold: nothing could print or store it.
+    """
     try:
         content = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeats)
+        if re.search(rb"\\u[dD]", raw):
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise ValueError(f"it holds {half}, half a surrogate pair, which is no text") from None
     except RecursionError as error:
         raise ValueError(f"it is nested too deep ({error})") from error
     if not isinstance(content, dict):

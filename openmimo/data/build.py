@@ -130,8 +130,10 @@ def data_hash(recipe: Recipe) -> str:
     """Hash of the settings, and of a given tokenizer, that this stage's files depend on."""
     cap = recipe.sft.responses_per_query
     settings = {"data": recipe.data.model_dump(mode="json"), "seed": recipe.seed, "cap": cap}
-    given = Path(recipe.init_from or recipe.data.tokenizer)
-    names = [given, *(given / name for name in FILES)]
+    names: list[Path] = []
+    if recipe.init_from or recipe.data.tokenizer not in ("train", "qwen2"):  # these open no file
+        given = Path(recipe.init_from or recipe.data.tokenizer)
+        names = [given, *(given / name for name in FILES)]
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in names if path.is_file()]
     return config_hash(settings, *digests)
 

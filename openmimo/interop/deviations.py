@@ -17,6 +17,7 @@ from openmimo.model.tensors import INDEX
 
 _PAPERS = ("LICENSE", "LICENCE", "NOTICE", "README", "ORIGINAL_README", ".git")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+_READ = (CONFIG, OWN_CONFIG, INDEX, GENERATION_CONFIG, "recipe.toml")  # the last by speedrun
 _NAMED = 8
 
 
@@ -133,7 +134,7 @@ def _tokenizer(facts: Facts) -> Iterator[str]:
 def _files(facts: Facts) -> Iterator[str]:
     pickles, code, others = [], [], []
     for name in facts.names:
-        if name in facts.read or name in (CONFIG, OWN_CONFIG, INDEX, GENERATION_CONFIG):
+        if name in facts.read or name in _READ:
             continue
         if name.endswith(_PICKLES):
             pickles.append(name)

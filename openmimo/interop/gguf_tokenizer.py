@@ -8,6 +8,7 @@ difference: Qwen2's NFC normalisation, which llama.cpp leaves out.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -113,7 +114,7 @@ def to_files(fields: Fields, vocab_size: int, where: str) -> dict[str, bytes]:
 
 
 def from_files(files: Mapping[str, bytes], vocab_size: int) -> dict[str, Any]:
-    """The GGUF fields of a tokenizer, special ids not among them.
+    """The GGUF fields of a tokenizer, of special ids only one that goes before every text.
 
     Args:
         files: its tokenizer.json, and tokenizer_config.json or chat_template.jinja if it has them.
@@ -126,9 +127,10 @@ def from_files(files: Mapping[str, bytes], vocab_size: int) -> dict[str, Any]:
         raise UserError("the tokenizer has no tokenizer.json, from which GGUF is written")
     tokenizer = json.loads(files["tokenizer.json"])
     pre = _matching_split(tokenizer)
+    prefix = _prefix_id(tokenizer)
     ids = dict(tokenizer["model"]["vocab"])
     kinds = dict.fromkeys(ids, gguf.TokenType.NORMAL)
-    for token in tokenizer["added_tokens"]:
+    for token in tokenizer.get("added_tokens") or ():
         if token["lstrip"] or token["rstrip"] or token["single_word"]:
             raise UserError(
                 f"the token {token['content']!r} takes spaces with it or stands only between "
@@ -137,8 +139,8 @@ def from_files(files: Mapping[str, bytes], vocab_size: int) -> dict[str, Any]:
         ids[token["content"]] = token["id"]
         special = token["special"]
         kinds[token["content"]] = gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED
-    if max(ids.values()) >= vocab_size:
-        raise UserError(f"the tokenizer's ids go to {max(ids.values())}, the model's only to "
+    if (last := max(*ids.values(), prefix or 0)) >= vocab_size:
+        raise UserError(f"the tokenizer's ids go to {last}, the model's only to "
                         f"{vocab_size - 1}: they do not belong together")  # fmt: skip
     tokens = [f"[PAD{number}]" for number in range(vocab_size)]
     types = [int(gguf.TokenType.UNUSED)] * vocab_size
@@ -146,14 +148,17 @@ def from_files(files: Mapping[str, bytes], vocab_size: int) -> dict[str, Any]:
         tokens[number], types[number] = token, int(kinds[token])
     if len(set(tokens)) < vocab_size:
         raise UserError("two ids of the tokenizer stand for one text, or one is called [PAD...]")
-    fields = {
+    fields: dict[str, Any] = {
         "model": "gpt2",
         "pre": pre,
         "tokens": tokens,
         "token_type": types,
-        "merges": [" ".join(merge) for merge in tokenizer["model"]["merges"]],
-        "add_bos_token": False,
+        # Older files have each merge as one text.
+        "merges": [m if isinstance(m, str) else " ".join(m) for m in tokenizer["model"]["merges"]],
+        "add_bos_token": prefix is not None,
     }
+    if prefix is not None:
+        fields["bos_token_id"] = prefix
     prefixed = {_PREFIX + name: value for name, value in fields.items()}
     if template := _template(files):
         prefixed["tokenizer.chat_template"] = template
@@ -266,15 +271,34 @@ def _bos_first(bos: str | None, vocab: Mapping[str, int], where: str) -> Any:
 def _template(files: Mapping[str, bytes]) -> str | None:
     """The chat template, of which transformers keeps newer ones in a file of their own."""
     if "chat_template.jinja" in files:
-        return files["chat_template.jinja"].decode("utf-8")
+        try:
+            return files["chat_template.jinja"].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"chat_template.jinja is not UTF-8: {error.reason}") from None
     template = json.loads(files.get("tokenizer_config.json", b"{}")).get("chat_template")
     return template if isinstance(template, str) else None  # a list has several, by purpose
+
+
+def _prefix_id(tokenizer: Mapping[str, Any]) -> int | None:
+    """The id that the post-processor puts before every text, as Llama 3's does; None if none."""
+    processor = tokenizer.get("post_processor") or {}
+    ids: list[int] = []
+    try:
+        for part in processor.get("processors", [processor]):
+            names = [piece.get("SpecialToken", {}).get("id") for piece in part.get("single") or ()]
+            before = itertools.takewhile(lambda name: name is not None, names)
+            ids += [int(n) for name in before for n in part["special_tokens"][name]["ids"]]
+    except (AttributeError, KeyError, TypeError, ValueError):  # nobody has checked this part
+        raise UserError("the tokenizer.json has a post_processor that makes no sense") from None
+    if len(ids) > 1:
+        raise UserError("the tokenizer puts several tokens before a text, llama.cpp only one")
+    return ids[0] if ids else None
 
 
 def _matching_split(tokenizer: Mapping[str, Any]) -> str:
     """The name of a tokenizer.json's split in llama.cpp, by its structure."""
     model = tokenizer["model"]
-    plain = model["type"] == "BPE" and not any(model.get(name) for name in _NOT_BYTE_LEVEL)
+    plain = model.get("type") == "BPE" and not any(model.get(name) for name in _NOT_BYTE_LEVEL)
     if not plain:
         raise UserError("the tokenizer is no byte-level BPE, so it cannot be written to GGUF")
     for pre, split in _SPLITS.items():
@@ -283,7 +307,7 @@ def _matching_split(tokenizer: Mapping[str, Any]) -> str:
         if pre in _NORMALIZERS:
             backend.normalizer = _NORMALIZERS[pre]
         known = json.loads(backend.to_str())
-        same = all(tokenizer[part] == known[part] for part in ("normalizer", "pre_tokenizer"))
+        same = all(tokenizer.get(part) == known[part] for part in ("normalizer", "pre_tokenizer"))
         if same and bool(model.get("ignore_merges")) == (pre in _WHOLE_WORDS):
             return pre
     raise UserError(

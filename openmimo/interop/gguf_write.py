@@ -52,8 +52,6 @@ def write_gguf(
     tokenizer: Tokenizer | None,
     dtype: str,
     name: str,
-    license: str = "",
-    basename: str = "",
 ) -> None:
     """Write the trunk to `path`, which appears whole or not at all; an old file is replaced.
 
@@ -66,8 +64,6 @@ def write_gguf(
         tokenizer: if None, llama.cpp can run the model on ids only.
         dtype: of the matrices: float32, float16 or bfloat16.
         name: what llama.cpp calls the model.
-        license: as SPDX writes it; empty if there is none to name.
-        basename: the family's name, empty if there is none.
 
     Raises:
         UserError: llama.cpp has no such model or tokenizer, the tensors are not those of `config`,
@@ -78,8 +74,7 @@ def write_gguf(
     kinds = {n: _TYPES["float32" if len(shape) == 1 else dtype] for n, shape in shapes.items()}
     writer = gguf.GGUFWriter(None, "qwen2")
     _add_config(writer, config, dtype)
-    for key, text in {"name": name, "basename": basename, "license": license}.items():
-        writer.add_string(f"general.{key}", text)  # which leaves out empty ones
+    writer.add_name(name)
     _add_tokenizer(writer, tokenizer, config.vocab_size)
     sizes = {n: math.prod(shape) * kinds[n].torch.itemsize for n, shape in shapes.items()}
     for n, shape in shapes.items():
@@ -92,25 +87,26 @@ def write_gguf(
 
 
 def _write(writer: gguf.GGUFWriter, data: Iterable[np.ndarray], path: Path, size: int) -> None:
-    """Write what `writer` was told, and the tensors' data, under another name, then rename."""
-    partial = path.with_name(path.name + ".tmp")
+    """Write what `writer` was told, and the tensors' data, in a folder of its own, then rename."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         require_space(path.parent, size)
-        writer.write_header_to_file(partial)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for array in data:
-            writer.write_tensor_data(array)
-        writer.close()
-        os.replace(partial, path)
+        with tempfile.TemporaryDirectory(prefix=".gguf-", dir=path.parent) as folder:
+            partial = Path(folder) / path.name
+            writer.write_header_to_file(partial)
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for array in data:
+                writer.write_tensor_data(array)
+            writer.close()
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):  # what failed above fails here again
             writer.close()
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def _trunk(config: ModelConfig) -> dict[str, Shape]:
@@ -154,14 +150,18 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer | None, vocab_s
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)
         files = {file.name: file.read_bytes() for file in Path(folder).iterdir()}
-    for key, value in gguf_tokenizer.from_files(files, vocab_size).items():
+    fields = gguf_tokenizer.from_files(files, vocab_size)
+    # A token before every text comes with its id; otherwise nothing reads this one.
+    fields.setdefault(gguf.Keys.Tokenizer.BOS_ID, tokenizer.doc_end_id)
+    for key, value in fields.items():
         if isinstance(value, bool):
             writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
         elif isinstance(value, str):
             writer.add_string(key, value)
         else:
             writer.add_array(key, value)
-    writer.add_bos_token_id(tokenizer.doc_end_id)
     writer.add_eos_token_id(tokenizer.eos_id)
     writer.add_eot_token_id(tokenizer.eos_id)
     writer.add_pad_token_id(tokenizer.doc_end_id)

@@ -20,7 +20,7 @@ from openmimo.config.schema import ModelConfig
 from openmimo.errors import UserError
 from openmimo.interop.deviations import Facts, deviations
 from openmimo.interop.families import Family, check_stored, read_family
-from openmimo.interop.memory import Need, to_run, to_train
+from openmimo.interop.memory import Need, parameter_count, to_run, to_train
 from openmimo.interop.sources import FolderSource
 from openmimo.interop.weight_scan import scan
 from openmimo.model.checkpoint import open_model, read_own_config
@@ -42,8 +42,8 @@ MOST_ENTRIES = 10_000
 """Directory entries that are looked at; a model folder has a few dozen."""
 MOST_FAULTS = 5
 """Faults of one kind that are named one by one."""
-TRAIN_TOKENS = 16_384
-"""Of a micro-batch: the recipes' default."""
+TRAIN_TOKENS = 2_048
+"""Of a micro-batch, and of its longest row."""
 
 _ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 _NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
@@ -89,6 +89,8 @@ def inspect_model(path: Path, weights: bool = False) -> Inspection:
         return _Folder(path).inspect(weights)
     if os.path.isfile(path) and path.suffix == ".gguf":
         return _inspect_gguf(path, weights)
+    if not os.path.lexists(path):
+        raise UserError(f"{path} does not exist")
     raise UserError(f"{path} is neither a model folder nor a .gguf file")
 
 
@@ -119,14 +121,14 @@ class _Folder:
             found.family = self._family.name
             found.architecture = describe(config)
             found.mtp = self._mtp(config, shapes)
-            found.memory = memory(config, found.parameters["total"], dtype)
+            found.memory = memory(config, dtype)
             if tokenizer:
                 found.tokenizer = describe_tokenizer(tokenizer, config)
                 found.tokenizer["chat_template"] = self._has_chat_template()
         found.deviations = deviations(self._facts(found, tokenizer))
         if weights:
-            found.weights = scan(shapes, self._files.read_unchecked)
-            found.faults += [line for line in found.weights if "NaN" in line]
+            found.weights, faults = scan(shapes, self._files.read_unchecked)
+            found.faults += faults
         found.faults = self._faults + found.faults
         return found
 
@@ -317,14 +319,18 @@ def describe_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> dict[str, A
     return {
         "kind": "byte-level BPE",
         "ids": tokenizer.vocab_size,
-        "dead_rows": config.vocab_size - tokenizer.vocab_size,
+        "dead_rows": max(0, config.vocab_size - tokenizer.vocab_size),
         "chatml": tokenizer.turn_start_id is not None,
         "eos_id": tokenizer.eos_id,
     }
 
 
-def memory(config: ModelConfig, parameters: int, dtype: str) -> list[dict[str, Any]]:
-    """To run, as stored and in float32 or bfloat16, and to train."""
+def memory(config: ModelConfig, dtype: str) -> list[dict[str, Any]]:
+    """To run, as stored and in float32 or bfloat16, and to train.
+
+    Counts what openmimo holds: a head and biases too where the files have none.
+    """
+    parameters = parameter_count(config)
     context = config.max_position_embeddings
     other = "bfloat16" if dtype == "float32" else "float32"
     needs: list[Need] = [
@@ -389,7 +395,7 @@ def _inspect_gguf(path: Path, weights: bool) -> Inspection:
     }
     found.mtp = {"layers": 0, "published": 0, "in_extra_file": False}
     dtype = str(source.dtype).removeprefix("torch.")
-    found.memory = memory(config, found.parameters["total"], dtype)
+    found.memory = memory(config, dtype)
     found.deviations = ["a GGUF file: bring it in with `mimo import`"]
     try:
         tokenizer = source.tokenizer()
@@ -398,6 +404,6 @@ def _inspect_gguf(path: Path, weights: bool) -> Inspection:
     except UserError as error:
         found.faults.append(str(error))
     if weights:
-        found.weights = scan(source.shapes, source.read)
-        found.faults += [line for line in found.weights if "NaN" in line]
+        found.weights, faults = scan(source.shapes, source.read)
+        found.faults += faults
     return found

@@ -100,7 +100,11 @@ def _tokenizer(found: Inspection) -> Iterator[str]:
     template = ""
     if "chat_template" in tokenizer:
         template = ", chat template" if tokenizer["chat_template"] else ", no chat template"
-    yield f"{tokenizer['kind']}, {tokenizer['ids']:,} ids, {tokenizer['dead_rows']:,} dead rows"
+    excess = tokenizer["ids"] - found.architecture["vocab_size"]
+    rows = (
+        f"{excess:,} more ids than rows" if excess > 0 else f"{tokenizer['dead_rows']:,} dead rows"
+    )
+    yield f"{tokenizer['kind']}, {tokenizer['ids']:,} ids, {rows}"
     yield f"{chat}{template}, a turn ends with {tokenizer['eos_id']}"
 
 

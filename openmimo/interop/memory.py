@@ -6,9 +6,11 @@ training is in float32 and keeps all activations of a micro-batch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from openmimo.config.schema import ModelConfig
+from openmimo.model.layout import tensor_shapes
 
 PROGRAM = 250 * 10**6
 """Python and torch themselves, before a model is loaded; measured."""
@@ -38,6 +40,21 @@ class Need:
         return sum(self.parts.values())
 
 
+def parameter_count(config: ModelConfig) -> int:
+    """Weights of a model in openmimo, which always has a head and biases of its own.
+
+    One layer of each kind is counted: a config.json may claim two thousand million.
+    """
+
+    def count(trunk: int, mtp: int) -> int:
+        layers = {"num_hidden_layers": trunk, "num_nextn_predict_layers": mtp}
+        return sum(math.prod(s) for _, s in tensor_shapes(config.model_copy(update=layers)))
+
+    rest = count(0, 0)
+    trunk = config.num_hidden_layers * (count(1, 0) - rest)
+    return rest + trunk + config.num_nextn_predict_layers * (count(0, 1) - rest)
+
+
 def to_run(
     config: ModelConfig, parameters: int, itemsize: int, dtype: str, context: int, batch: int
 ) -> Need:
@@ -60,7 +77,8 @@ def to_run(
             "keys and values": entry * itemsize * context * batch,
             "program": PROGRAM,
         },
-        f"{_sequences(batch)} of {context:,} tokens, the cache in {dtype} too, MTP layers in use",
+        f"{_sequences(batch)} of {context:,} tokens, the cache in {dtype} too"
+        + (", MTP layers in use" if config.num_nextn_predict_layers else ""),
     )
 
 

@@ -12,29 +12,41 @@ from openmimo.model.layout import EMBEDDING, HEAD, Shape
 
 NAMED = 5
 """Tensors with the same oddity that are named one by one."""
+_NOT_FINITE = "values are NaN or infinite"
 _PART = 2**24  # numbers looked at at once: a large matrix needs no second copy of itself
 
 
-def scan(shapes: Mapping[str, Shape], read: Callable[[str], Tensor]) -> list[str]:
+def scan(shapes: Mapping[str, Shape], read: Callable[[str], Tensor]) -> tuple[list[str], list[str]]:
     """Sentences about NaN and infinities, zeros, rows that are constant, and equal embeddings.
 
     Args:
         shapes: the tensors' names and shapes.
         read: gives one of them; where it raises UserError, that becomes a sentence too.
+
+    Returns:
+        All sentences, and those of them for which the model cannot be used.
     """
     odd: dict[str, list[str]] = {}
+    refused: set[str] = set()
+    fatal: set[str] = set()
     for name in sorted(shapes):
         try:
             tensor = read(name)
         except UserError as error:
             odd.setdefault(str(error), []).append(name)
+            refused.add(name)
+            fatal.add(str(error))
             continue
         for kind in oddities(tensor):
             odd.setdefault(kind, []).append(name)
-    found = [f"{_some(names)}: {kind}" for kind, names in odd.items()]
-    if shapes.get(EMBEDDING, 0) == shapes.get(HEAD) and torch.equal(read(EMBEDDING), read(HEAD)):
+            if kind.endswith(_NOT_FINITE):
+                fatal.add(kind)
+    sentences = {kind: f"{_some(names)}: {kind}" for kind, names in odd.items()}
+    found = list(sentences.values())
+    alike = shapes.get(EMBEDDING, 0) == shapes.get(HEAD) and not refused & {EMBEDDING, HEAD}
+    if alike and torch.equal(read(EMBEDDING), read(HEAD)):
         found.append("embedding and head are equal: the model was tied")
-    return found
+    return found, [sentence for kind, sentence in sentences.items() if kind in fatal]
 
 
 def oddities(tensor: Tensor) -> list[str]:
@@ -47,7 +59,7 @@ def oddities(tensor: Tensor) -> list[str]:
         strange += int((~torch.isfinite(part)).sum())
         zero += int((part == 0).all(dim=1).sum())
         constant += int((part == part[:, :1]).all(dim=1).sum())
-    found = [f"{strange:,} values are NaN or infinite"] if strange else []
+    found = [f"{strange:,} {_NOT_FINITE}"] if strange else []
     if zero == len(rows):
         return [*found, "all zero"]
     if tensor.ndim > 1 and zero:

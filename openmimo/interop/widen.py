@@ -14,11 +14,14 @@ So the logits stay the same up to rounding, and so does what the MTP layers draf
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from openmimo.config.schema import ModelConfig
 from openmimo.errors import UserError
+from openmimo.model.published import make_config
 
 HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """What vLLM 0.32 runs on a CPU (`CPUAttentionBackend.get_supported_head_sizes`)."""
@@ -28,7 +31,7 @@ def vllm_shape(config: ModelConfig) -> ModelConfig:
     """`config` with the smallest heads, not smaller than its own, that vLLM runs.
 
     Raises:
-        UserError: the heads are too large.
+        UserError: the heads are too large, or what makes up for their zeros is out of range.
     """
     heads, old = config.num_attention_heads, config.head_dim
     for new in HEAD_DIMS:
@@ -41,14 +44,11 @@ def vllm_shape(config: ModelConfig) -> ModelConfig:
         )
     hidden = heads * new
     base = config.rope_theta ** (new / (new // old * old))
-    return config.model_copy(
-        update={
-            "head_dim": new,
-            "hidden_size": hidden,
-            "rope_theta": base,
-            "rms_norm_eps": config.rms_norm_eps * config.hidden_size / hidden,
-        }
-    )
+    changes: dict[str, Any] = {"head_dim": new, "hidden_size": hidden, "rope_theta": base}
+    if hidden != config.hidden_size:
+        changes["rms_norm_eps"] = config.rms_norm_eps * config.hidden_size / hidden
+    where = f"heads of {old} numbers as vLLM's of {new}"
+    return make_config(config.model_dump() | changes, config.rope_scaling, where)
 
 
 def widen(name: str, tensor: Tensor, old: ModelConfig, new: ModelConfig) -> Tensor:

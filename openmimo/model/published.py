@@ -55,6 +55,7 @@ _SIZES = (
     "num_nextn_predict_layers",
 )
 _LLAMA3 = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+_ROPE_KEYS = {"rope_type", "rope_theta", "factor", "partial_rotary_factor", *_LLAMA3}
 
 
 def to_published(
@@ -143,42 +144,67 @@ def refuse_features(published: dict[str, Any], where: str) -> None:
 def rope_settings(published: dict[str, Any], where: str) -> tuple[Any, RopeScaling | None]:
     """RoPE base (None if not given) and scaling of a config.json, in its old or its new form.
 
+    The base stands at the top or in rope_scaling or rope_parameters, the scaling in either of
+    these, as in transformers 5; what is said twice must be the same.
+
     Raises:
-        UserError: a scaling other than linear and llama3, named, or two different bases.
+        UserError: a scaling other than linear and llama3, named, one for some layers only or some
+            dimensions only, or a contradiction.
     """
-    base = published.get("rope_theta")
-    scaling = published.get("rope_scaling")
-    if (parameters := published.get("rope_parameters")) is not None:
-        if not isinstance(parameters, dict):
-            raise UserError(f"{where}: rope_parameters must be an object, not {shown(parameters)}")
-        inner = parameters.get("rope_theta", base)
-        if base is not None and inner != base:
-            raise UserError(
-                f"{where}: rope_theta is {shown(base)}, but {shown(inner)} in rope_parameters"
-            )
-        base, scaling = inner, scaling or parameters
-    if scaling is None:
-        return base, None
-    if not isinstance(scaling, dict):
-        raise UserError(f"{where}: rope_scaling must be an object, not {shown(scaling)}")
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if scaling.get("type", kind) != kind:
-        other = shown(scaling["type"])
-        raise UserError(f"{where}: rope_scaling is {shown(kind)} by rope_type, {other} by type")
+    rope: dict[str, tuple[Any, str]] = {}  # name -> value, where it was found
+    if (base := published.get("rope_theta")) is not None:
+        rope["rope_theta"] = (base, "at the top")
+    for source in ("rope_scaling", "rope_parameters"):
+        for name, value in _rope_object(published.get(source), source, where).items():
+            first, place = rope.setdefault(name, (value, f"in {source}"))
+            if first != value:
+                raise UserError(
+                    f"{where}: {name} is {shown(first)} {place}, but {shown(value)} in {source}"
+                )
+    values = {name: value for name, (value, _) in rope.items()}
+    base = values.pop("rope_theta", None)
+    if values.pop("partial_rotary_factor", 1) != 1:
+        raise UserError(f"{where}: partial_rotary_factor must be 1: MiMo rotates whole heads")
+    if "rope_type" not in values and values:
+        given = ", ".join(sorted(values))
+        raise UserError(f"{where}: {given} of a rope_scaling without a rope_type")
+    kind = values.pop("rope_type", "default")
     if kind == "default":
         return base, None
-    if kind not in ("linear", "llama3"):
-        raise UserError(
-            f"{where}: rope_scaling is {shown(kind)}; only linear and llama3 scaling can be read"
-        )
     names = ("factor", *(_LLAMA3 if kind == "llama3" else ()))
-    if missing := [name for name in names if name not in scaling]:
+    if missing := [name for name in names if name not in values]:
         raise UserError(f"{where}: rope_scaling lacks {', '.join(missing)}")
-    values = {"kind": kind} | {name: scaling[name] for name in names}
     try:
-        return base, RopeScaling.model_validate(values, strict=True)
+        chosen = {"kind": kind} | {name: values[name] for name in names}
+        return base, RopeScaling.model_validate(chosen, strict=True)
     except ValidationError as error:
         raise UserError(f"{where}: rope_scaling: {first_fault(error)}") from None
+
+
+def _rope_object(content: Any, source: str, where: str) -> dict[str, Any]:
+    """What rope_scaling or rope_parameters says, nulls left out, its kind as rope_type."""
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: {source} must be an object, not {shown(content)}")
+    values = {name: value for name, value in content.items() if value is not None}
+    if nested := [name for name, value in values.items() if isinstance(value, dict)]:
+        raise UserError(
+            f"{where}: {source} differs between kinds of layers ({shown(nested[0])}); MiMo has one "
+            "RoPE for all"
+        )
+    kind = values.pop("type", values.get("rope_type"))
+    if kind is not None:
+        if values.setdefault("rope_type", kind) != kind:
+            named = shown(values["rope_type"])
+            raise UserError(f"{where}: {source} is {named} by rope_type, {shown(kind)} by type")
+        if kind not in ("default", "linear", "llama3"):
+            raise UserError(
+                f"{where}: {source} is {shown(kind)}; only linear and llama3 scaling can be read"
+            )
+    if unknown := sorted(values.keys() - _ROPE_KEYS):
+        raise UserError(f"{where}: {source} has {shown(unknown[0])}, which is not known here")
+    return values
 
 
 def make_config(values: dict[str, Any], scaling: RopeScaling | None, where: str) -> ModelConfig:

@@ -101,8 +101,7 @@ class TensorFiles:
             UserError: the file has changed, or the tensor holds infinities or NaN.
         """
         values = self.read_unchecked(name)
-        # In pieces: the check needs several temporary tensors as large as what it looks at.
-        if not all(torch.isfinite(piece).all() for piece in values.flatten().split(2**20)):
+        if not all_finite(values):
             raise UserError(
                 f"{self.stored[name].file}: {name} holds NaN or infinities: the model has diverged "
                 "or the file is damaged"
@@ -133,6 +132,15 @@ class TensorFiles:
         if not buffer:
             return torch.empty(tensor.shape, dtype=DTYPES[tensor.dtype])
         return torch.frombuffer(buffer, dtype=DTYPES[tensor.dtype]).view(tensor.shape)
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether no number is infinite or NaN.
+
+    Looks at the smallest and the largest, which are NaN if any number is: isfinite would make
+    temporary tensors as large as `values`.
+    """
+    return not values.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(values))).all())
 
 
 def weight_files(folder: Path) -> list[Path]:

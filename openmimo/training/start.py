@@ -92,9 +92,10 @@ def start_model(recipe: Recipe) -> MiMo:
     if len(whole.mtp_layers) == 1:
         return whole
     # The others are copies for inference; the stage `mtp_heads` makes them anew.
-    first = MiMo(whole.config.model_copy(update={"num_nextn_predict_layers": 1}))
+    with torch.device("meta"):
+        first = MiMo(whole.config.model_copy(update={"num_nextn_predict_layers": 1}))
     state = whole.state_dict()
-    first.load_state_dict({name: state[name] for name in first.state_dict()})
+    first.load_state_dict({name: state[name] for name in first.state_dict()}, assign=True)
     return first
 
 

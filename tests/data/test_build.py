@@ -226,6 +226,20 @@ def test_the_hash_covers_what_the_files_depend_on() -> None:
     assert len({same, *map(build.data_hash, others)}) == 4
 
 
+def test_files_that_only_share_a_setting_s_name_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "qwen2"):
+        before = build.data_hash(recipe(tokenizer=name))
+        Path(name).mkdir()
+        Path(name, "tokenizer.json").write_text("{}")
+        assert build.data_hash(recipe(tokenizer=name)) == before
+    given = build.data_hash(recipe(tokenizer="./train"))
+    Path("train/tokenizer.json").write_text("{ }")
+    assert build.data_hash(recipe(tokenizer="./train")) != given
+
+
 def test_a_given_tokenizer_is_used_and_kept(data: Path, tmp_path: Path) -> None:
     given = tmp_path / "given"
     Tokenizer.load(data / "tokenizer").save(given)

@@ -263,6 +263,85 @@ def test_tokenizers_that_are_not_written(
         from_files(files, SIZE)
 
 
+def test_parts_that_are_missing(hard_texts: list[str]) -> None:
+    for path, message in (
+        (("normalizer",), "no name for"),
+        (("model", "type"), "no byte-level BPE"),
+    ):
+        content = json.loads(backend("qwen2", hard_texts[:60]).to_str())
+        inner = content
+        for key in path[:-1]:
+            inner = inner[key]
+        del inner[path[-1]]
+        with pytest.raises(UserError, match=message):
+            from_files({"tokenizer.json": json.dumps(content).encode()}, SIZE)
+
+
+def test_a_chat_template_that_is_no_text(hard_texts: list[str]) -> None:
+    files = files_of(backend("qwen2", hard_texts[:60])) | {"chat_template.jinja": b"{{ \xff }}"}
+    with pytest.raises(UserError, match=r"chat_template\.jinja is not UTF-8"):
+        from_files(files, SIZE)
+
+
+def test_merges_of_older_files(hard_texts: list[str]) -> None:
+    built = backend("qwen2", hard_texts[:60])
+    content = json.loads(built.to_str())
+    content["model"]["merges"] = [" ".join(merge) for merge in content["model"]["merges"]]
+    old = from_files({"tokenizer.json": json.dumps(content).encode()}, SIZE)
+    assert old == from_files(files_of(built), SIZE)
+
+
+BOS = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+TEXT = {"Sequence": {"id": "A", "type_id": 0}}
+BYTES = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False}
+
+
+def template(*single: Any) -> dict[str, Any]:
+    known = {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [7], "tokens": ["<|endoftext|>"]}}
+    return {"type": "TemplateProcessing", "single": [*single], "special_tokens": known}
+
+
+@pytest.mark.parametrize(
+    ("processor", "bos"),
+    [
+        (template(BOS, TEXT), 7),
+        ({"type": "Sequence", "processors": [BYTES, template(BOS, TEXT)]}, 7),
+        (template(TEXT, BOS), None),
+        (BYTES, None),
+        (None, None),
+    ],
+)
+def test_a_token_before_every_text(
+    hard_texts: list[str], processor: dict[str, Any] | None, bos: int | None
+) -> None:
+    content = json.loads(backend("qwen2", hard_texts[:60]).to_str())
+    content["post_processor"] = processor
+    fields = from_files({"tokenizer.json": json.dumps(content).encode()}, SIZE)
+    assert fields.get("tokenizer.ggml.bos_token_id") == bos
+    assert fields["tokenizer.ggml.add_bos_token"] is (bos is not None)
+
+
+@pytest.mark.parametrize(
+    ("processor", "message"),
+    [
+        (template(BOS, BOS, TEXT), "several tokens"),
+        ([1], "makes no sense"),
+        ({"processors": 3}, "makes no sense"),
+        ({"single": ["A"]}, "makes no sense"),
+        (template({"SpecialToken": {"id": "other"}}), "makes no sense"),
+        (template({"SpecialToken": {"id": ["other"]}}), "makes no sense"),
+    ],
+)
+def test_post_processors_that_are_refused(
+    hard_texts: list[str], processor: Any, message: str
+) -> None:
+    content = json.loads(backend("qwen2", hard_texts[:60]).to_str())
+    content["post_processor"] = processor
+    files = {"tokenizer.json": json.dumps(content).encode()}
+    with pytest.raises(UserError, match=message):
+        from_files(files, SIZE)
+
+
 def test_too_many_tokens_for_the_model(hard_texts: list[str]) -> None:
     built = backend("qwen2", hard_texts[:60])
     with pytest.raises(UserError, match="do not belong together"):

@@ -1,5 +1,6 @@
 """Written files, read back by the gguf library, by transformers and by our own reader."""
 
+import json
 import resource
 import subprocess
 import sys
@@ -54,7 +55,6 @@ def export(model: MiMo, tokenizer: Tokenizer, tmp_path: Path) -> Export:
             "read": state.__getitem__,
             "tokenizer": tokenizer,
             "name": "Tiny",
-            "license": "apache-2.0",
         }
         arguments |= changes
         write_gguf(dtype=dtype, **arguments)
@@ -122,8 +122,7 @@ def test_what_the_file_says_about_itself(export: Export, tokenizer: Tokenizer) -
     found = {name: field.contents() for name, field in fields.items()}
     assert found["general.architecture"] == "qwen2"
     assert found["general.name"] == "Tiny"
-    assert found["general.license"] == "apache-2.0"
-    assert "general.basename" not in found
+    assert "general.license" not in found
     prefix = "tokenizer.ggml."
     assert found[prefix + "model"] == "gpt2"
     assert found[prefix + "pre"] == "qwen2"
@@ -172,6 +171,41 @@ def test_a_failed_write_leaves_the_old_file(export: Export, model: MiMo, tmp_pat
             export(read=read)
         assert path.read_bytes() == before
         assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_users_files_beside_it_stay(export: Export, tmp_path: Path) -> None:
+    mine = tmp_path / "out" / "model.gguf.tmp"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    path = export()
+    assert mine.read_text() == "mine"
+    assert set(mine.parent.iterdir()) == {mine, path}
+    assert path.stat().st_mode == mine.stat().st_mode
+
+
+def test_a_token_before_every_text(export: Export, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path / "prefixed")
+    path = tmp_path / "prefixed" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    first = {"id": "<|im_start|>", "type_id": 0}
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": first}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [],
+        "special_tokens": {first["id"]: first | {"ids": [tokenizer.turn_start_id], "tokens": []}},
+    }
+    path.write_text(json.dumps(content))
+    prefixed = Tokenizer.load(path.parent)
+    for given, adds, bos in (
+        (tokenizer, False, tokenizer.doc_end_id),
+        (prefixed, True, tokenizer.turn_start_id),
+    ):
+        found = {
+            name: field.contents()
+            for name, field in gguf.GGUFReader(export(tokenizer=given)).fields.items()
+        }
+        assert found["tokenizer.ggml.add_bos_token"] is adds
+        assert found["tokenizer.ggml.bos_token_id"] == bos
 
 
 def test_numbers_too_large_for_float16(export: Export, model: MiMo) -> None:

@@ -20,10 +20,10 @@ from openmimo.config.schema import ModelConfig, OptimizerConfig
 from openmimo.errors import UserError
 from openmimo.interop.inspect import Inspection, inspect_model
 from openmimo.interop.inspect_text import render
-from openmimo.interop.memory import PROGRAM, to_run, to_train
-from openmimo.interop.weight_scan import oddities
+from openmimo.interop.memory import PROGRAM, parameter_count, to_run, to_train
+from openmimo.interop.weight_scan import oddities, scan
 from openmimo.model.checkpoint import load_release, write_model
-from openmimo.model.layout import tensor_shapes
+from openmimo.model.layout import EMBEDDING, HEAD, tensor_shapes
 from openmimo.model.mimo import MiMo
 from openmimo.model.published import to_published
 from openmimo.tokenizer import Tokenizer
@@ -254,6 +254,61 @@ def test_weights_are_read_only_on_request(release: Path) -> None:
         "model.mtp_layers.2.input_proj.weight: 1 rows hold one value",
     }
     assert found.faults == ["model.mtp_layers.1.input_proj.weight: 1 values are NaN or infinite"]
+
+
+def test_a_tensor_called_nan_is_no_fault() -> None:
+    zeros = {"NaN.weight": torch.zeros(3), "b": torch.tensor([math.inf])}
+    sentences, faults = scan(dict.fromkeys(zeros, (3,)), zeros.__getitem__)
+    assert sentences == ["NaN.weight: all zero", "b: 1 values are NaN or infinite"]
+    assert faults == ["b: 1 values are NaN or infinite"]
+
+
+def test_an_embedding_that_cannot_be_read_does_not_end_the_scan() -> None:
+    def read(name: str) -> torch.Tensor:
+        if name == EMBEDDING:
+            raise UserError("it holds NaN")
+        return torch.ones(2, 2)
+
+    sentences, faults = scan({EMBEDDING: (2, 2), HEAD: (2, 2)}, read)
+    assert sentences == [f"{HEAD}: 2 rows hold one value", f"{EMBEDDING}: it holds NaN"]
+    assert faults == [f"{EMBEDDING}: it holds NaN"]
+
+
+def test_memory_counts_the_head_and_biases_that_openmimo_adds(tmp_path: Path) -> None:
+    make_foreign(tmp_path, **FAMILIES["llama tied"])
+    found = inspect_model(tmp_path)
+    held = sum(p.numel() for p in MiMo(ModelConfig(**found.architecture)).parameters())
+    assert held > found.parameters["total"]
+    weights = [need["parts"]["weights"] for need in found.memory]
+    assert weights == [4 * held, 2 * held, 4 * held]
+    assert "MTP layers in use" not in render(found)
+
+
+def test_parameters_are_counted_as_the_model_has_them(pristine: Pristine) -> None:
+    model = pristine.models["float32"]
+    assert parameter_count(model.config) == sum(p.numel() for p in model.parameters())
+
+
+def test_more_ids_than_rows(release: Path) -> None:
+    edit("config.json", vocab_size=200)(release)
+    found = inspect_model(release)
+    assert found.tokenizer is not None
+    assert found.tokenizer["dead_rows"] == 0
+    assert f"{found.tokenizer['ids'] - 200} more ids than rows" in render(found)
+
+
+def test_a_recipe_is_read(release: Path) -> None:
+    before = inspect_model(release).deviations
+    (release / "recipe.toml").touch()
+    assert inspect_model(release).deviations == before
+
+
+def test_what_does_not_exist_is_said_to(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nope does not exist"):
+        inspect_model(tmp_path / "nope")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="neither a model folder nor"):
+        inspect_model(tmp_path / "file")
 
 
 def test_equal_embedding_and_head(release: Path) -> None:

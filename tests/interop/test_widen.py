@@ -93,3 +93,19 @@ def test_heads_that_are_too_large_are_refused(make_model: MakeModel) -> None:
     config = make_model().config.model_copy(update={"head_dim": 514})
     with pytest.raises(UserError, match="at most 512"):
         vllm_shape(config)
+
+
+def test_only_what_must_change_changes(make_model: MakeModel) -> None:
+    config = make_model(num_attention_heads=2, head_dim=30, hidden_size=64).config
+    config = config.model_copy(update={"rms_norm_eps": 1e-6 / 3})
+    wide = vllm_shape(config)
+    assert wide.head_dim == 32
+    assert wide.rms_norm_eps == config.rms_norm_eps
+
+
+def test_a_rope_base_out_of_range_is_refused(make_model: MakeModel) -> None:
+    config = make_model().config.model_copy(
+        update={"head_dim": 34, "num_attention_heads": 2, "rope_theta": 1e14}
+    )
+    with pytest.raises(UserError, match=r"heads of 34 .* rope_theta: .*1000000000000000"):
+        vllm_shape(config)
