@@ -4,76 +4,86 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from openmimo.inference.engine import Engine
-from openmimo.inference.protocol import EngineStats, Request
+from openmimo.inference.protocol import Request
 from openmimo.inference.speculative import SpeculativeDecoder
 from openmimo.model.mimo import MiMo
 
-GROUPS = 8
-T_95 = 2.365
-"""Quantile of Student's t for a two-sided 95 % interval from eight groups."""
+T_95 = 2.0
+"""Quantile of Student's t for a two-sided 95 % interval from about 60 prompts."""
 
 
-def measure_acceptance(
-    model: MiMo, requests: Sequence[Request], used_vocab: int, groups: int = GROUPS
-) -> dict[str, Any]:
-    """Answer `requests`, drafting with all MTP layers.
+@dataclass
+class _Drafts:
+    """What became of the drafts of one answer, layer by layer."""
 
-    The prompts are answered in groups; drafts of one answer are alike, so the interval comes from
-    the spread between the groups' sums (the standard error of a ratio).
+    tokens: int
+    steps: int
+    accepted: list[int]
+
+
+def measure_acceptance(model: MiMo, requests: Sequence[Request], used_vocab: int) -> dict[str, Any]:
+    """Answer `requests`, all at once, drafting with all MTP layers.
+
+    Drafts of one answer are alike, so the interval comes from the spread between the answers (the
+    standard error of a ratio).
 
     Returns:
         acceptance: share of the drafts of each layer that was accepted, those before it included.
-        low, high: its 95 % interval, layer by layer; the value itself with a single group.
+        low, high: its 95 % interval, layer by layer; the value itself with a single prompt.
         conditional: the same share where all drafts before were accepted.
         tokens_per_forward, prompts, tokens.
 
     Raises:
         UserError: the model has no MTP layer.
     """
-    groups = min(groups, len(requests))
-    stats = [_answer(model, requests[start::groups], used_vocab) for start in range(groups)]
-    offered = _sums([each.drafts_offered for each in stats])
-    reached = _sums([each.drafts_reached for each in stats])
-    accepted = _sums([each.drafts_accepted for each in stats])
-    shares = [a / max(1, o) for a, o in zip(accepted, offered, strict=True)]
-    margins = [_margin(stats, layer, share) for layer, share in enumerate(shares)]
-    tokens = sum(each.generated_tokens for each in stats)
-    return {
-        "acceptance": shares,
-        "low": [max(0.0, s - m) for s, m in zip(shares, margins, strict=True)],
-        "high": [min(1.0, s + m) for s, m in zip(shares, margins, strict=True)],
-        "conditional": [a / max(1, r) for a, r in zip(accepted, reached, strict=True)],
-        "tokens_per_forward": tokens / max(1, sum(each.row_steps for each in stats)),
-        "prompts": len(requests),
-        "tokens": tokens,
-    }
-
-
-def _answer(model: MiMo, requests: Sequence[Request], used_vocab: int) -> EngineStats:
     engine = Engine(
         SpeculativeDecoder(model, len(model.mtp_layers)),
         slots=len(requests),
         max_length=max(len(r.prompt_ids) + r.max_new_tokens for r in requests),
         used_vocab=used_vocab,
     )
-    engine.run(requests)
-    return engine.stats()
+    answers = _answer(engine, requests, len(model.mtp_layers))
+    stats = engine.stats()
+    shares = stats.acceptance
+    margins = [_margin(answers, layer, share) for layer, share in enumerate(shares)]
+    return {
+        "acceptance": shares,
+        "low": [max(0.0, s - m) for s, m in zip(shares, margins, strict=True)],
+        "high": [min(1.0, s + m) for s, m in zip(shares, margins, strict=True)],
+        "conditional": stats.conditional_acceptance,
+        "tokens_per_forward": stats.tokens_per_forward,
+        "prompts": len(requests),
+        "tokens": stats.generated_tokens,
+    }
 
 
-def _sums(counts: Sequence[Sequence[int]]) -> list[int]:
-    return [sum(column) for column in zip(*counts, strict=True)]
+def _answer(engine: Engine, requests: Sequence[Request], layers: int) -> list[_Drafts]:
+    """Drafts answer by answer. A step that adds n tokens has accepted n - 1 drafts."""
+    engine.submit(requests)
+    answers = {request.id: _Drafts(0, 0, [0] * layers) for request in requests}
+    open_ids = set(answers)
+    while open_ids:
+        lengths = {done.request_id: len(done.token_ids) for done in engine.step()}
+        for request_id in open_ids:
+            answer = answers[request_id]
+            length = lengths.get(request_id) or len(engine.generated(request_id))
+            for layer in range(layers):
+                answer.accepted[layer] += length - answer.tokens > layer + 1
+            answer.tokens = length
+            answer.steps += 1
+        open_ids -= lengths.keys()
+    return list(answers.values())
 
 
-def _margin(stats: Sequence[EngineStats], layer: int, share: float) -> float:
-    """Half the 95 % interval of accepted / offered over the groups."""
-    groups = len(stats)
-    if groups < 2:
+def _margin(answers: Sequence[_Drafts], layer: int, share: float) -> float:
+    """Half the 95 % interval of accepted / offered over the answers."""
+    count = len(answers)
+    if count < 2:
         return 0.0
-    offered = [each.drafts_offered[layer] for each in stats]
-    accepted = [each.drafts_accepted[layer] for each in stats]
-    errors = [a - share * o for a, o in zip(accepted, offered, strict=True)]
-    variance = sum(error**2 for error in errors) / (groups - 1)
-    return T_95 * math.sqrt(variance * groups) / max(1, sum(offered))
+    errors = [answer.accepted[layer] - share * answer.steps for answer in answers]
+    variance = sum(error**2 for error in errors) / (count - 1)
+    return T_95 * math.sqrt(variance * count) / sum(answer.steps for answer in answers)
