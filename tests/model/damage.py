@@ -189,7 +189,7 @@ ROPE: dict[str, dict[str, Any]] = {
     "two bases": {"rope_parameters": {"rope_theta": 1.0, "rope_type": "default"}},
     "one base for each kind of layer": {"rope_parameters": {"full": {"rope_theta": 1e6}}},
     "no base": {"rope_theta": ...},
-    "base null": {"rope_parameters": {"rope_theta": None}},
+    "base null": {"rope_theta": ..., "rope_parameters": {"rope_theta": None}},
 }
 ROPE["one base for each kind of layer"]["rope_theta"] = ...
 
