@@ -248,20 +248,13 @@ def atomic_dir(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(path.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {path}: {error.strerror}") from error
-    try:
+    with _filling(temporary, path):
         yield temporary
-        for item in temporary.rglob("*"):
-            _sync(item)
+        _sync_inside(temporary)
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
         _sync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_new(path: Path) -> None:
@@ -290,19 +283,30 @@ def new_dir(path: Path) -> Iterator[Path]:
     path = Path(os.path.abspath(path))
     check_new(path)
     temporary = path.parent / f".{path.name[:200]}.{secrets.token_hex(4)}.tmp"
+    with _filling(temporary, path):
+        yield temporary
+        _sync_inside(temporary)
+        check_new(path)
+        os.rename(temporary, path)  # over an empty folder it works, over anything else it fails
+        _sync(path.parent)
+
+
+@contextlib.contextmanager
+def _filling(temporary: Path, path: Path) -> Iterator[None]:
+    """The folder ``temporary``, which is to become ``path``; it is gone afterwards."""
     try:
         temporary.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {path}: {error.strerror}") from error
     try:
-        yield temporary
-        for item in temporary.rglob("*"):
-            _sync(item)
-        check_new(path)
-        os.rename(temporary, path)  # over an empty folder it works, over anything else it fails
-        _sync(path.parent)
+        yield
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync_inside(folder: Path) -> None:
+    for item in folder.rglob("*"):
+        _sync(item)
 
 
 def _sync(path: Path) -> None:

@@ -199,3 +199,30 @@ def test_transformers_drafts_with_the_mtp_layer_of_an_import(
         for _ in range(20):
             ids = torch.cat([ids, load_model(tmp_path / "ours")(ids)[:, -1:].argmax(-1)], dim=1)
     assert torch.equal(plain, ids)
+
+
+def test_the_qwen2_form_is_plain_and_readable_by_others(release: Path, tmp_path: Path) -> None:
+    send_out(release, tmp_path / "out", "qwen2")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert not {"auto_map", "num_nextn_predict_layers"} & config.keys()
+    modes = {
+        (tmp_path / "out" / name).stat().st_mode for name in ("config.json", "model.safetensors")
+    }
+    assert len(modes) == 1
+
+
+def test_rope_scaling_is_spelled_for_old_and_new_readers(tmp_path: Path) -> None:
+    make_foreign(tmp_path / "theirs", **FAMILIES["qwen2 linear"])
+    import_model(str(tmp_path / "theirs"), tmp_path / "ours", Options())
+    config = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert config["rope_scaling"] == {"rope_type": "linear", "type": "linear", "factor": 4.0}
+
+
+def test_too_little_space_is_said_before_anything_is_written(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(UserError, match="no space"):
+        send_out(release, tmp_path / "out", "hf")
+    assert [path.name for path in tmp_path.iterdir()] == ["release"]

@@ -131,6 +131,7 @@ def test_transformers_drafts_with_our_mtp_layer(
 def test_sampled_generation_uses_the_folders_settings(theirs: Any, tokenizer: Tokenizer) -> None:
     settings = theirs.generation_config
     assert (settings.temperature, settings.top_p, settings.do_sample) == (0.6, 0.95, True)
+    assert settings.bos_token_id == tokenizer.doc_end_id
     assert (settings.eos_token_id, settings.pad_token_id) == (
         tokenizer.eos_id,
         tokenizer.doc_end_id,
