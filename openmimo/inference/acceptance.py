@@ -70,7 +70,7 @@ def _answer(engine: Engine, requests: Sequence[Request], layers: int) -> list[_D
         lengths = {done.request_id: len(done.token_ids) for done in engine.step()}
         for request_id in open_ids:
             answer = answers[request_id]
-            length = lengths.get(request_id) or len(engine.generated(request_id))
+            length = lengths.get(request_id) or len(engine.generated(request_id).token_ids)
             for layer in range(layers):
                 answer.accepted[layer] += length - answer.tokens > layer + 1
             answer.tokens = length

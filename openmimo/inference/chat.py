@@ -94,10 +94,14 @@ class Conversation:
         text, fed = StreamDecoder(self._tokenizer), 0
         while True:
             finished = engine.step()
-            ids = finished[0].token_ids.tolist() if finished else engine.generated(request.id)
-            if piece := text.feed(*ids[fed:]):
+            new = (
+                finished[0].token_ids[fed:]
+                if finished
+                else (engine.generated(request.id, fed).token_ids)
+            )
+            if piece := text.feed(*new.tolist()):
                 yield piece
-            fed = len(ids)
+            fed += len(new)
             if finished:
                 break
         if piece := text.finish():

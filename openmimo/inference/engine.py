@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from openmimo.errors import UserError
-from openmimo.inference.protocol import Completion, EngineStats, Request, RequestId
+from openmimo.inference.protocol import Completion, EngineStats, Request, RequestId, Tokens
 from openmimo.inference.rows import Emitted, QueuedRequest, Rows
 from openmimo.inference.sampling import sample
 from openmimo.model.cache import CacheView, KVCache
@@ -213,12 +213,13 @@ class Engine:
             drafts_accepted=list(self._stats.drafts_accepted),
         )
 
-    def generated(self, request_id: RequestId) -> list[int]:
-        """Tokens that a request in flight has so far, for streaming; empty while it waits."""
+    def generated(self, request_id: RequestId, start: int = 0) -> Tokens:
+        """Tokens number `start` and on that a request in flight has so far, for streaming."""
         for row, q in enumerate(self._rows.queued):
             if q.request.id == request_id:
-                return self._rows.completion(row).token_ids.tolist()
-        return []
+                done = self._rows.completion(row)
+                return Tokens(done.token_ids[start:], done.log_probs[start:])
+        return Tokens(np.zeros(0, np.int32), np.zeros(0, np.float32))
 
     def run(self, requests: Sequence[Request]) -> list[Completion]:
         """Complete `requests` on an idle engine; the answers come in the requests' order."""

@@ -1,10 +1,10 @@
-"""What an inference engine offers, and the two records that go in and out."""
+"""What an inference engine offers, and the records that go in and out."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,18 @@ RequestId = int | str
 FinishReason = Literal["stop", "length", "aborted"]
 
 
+def _no_ids() -> NDArray[np.int32]:
+    return np.zeros((0, 0), np.int32)
+
+
+def _no_log_probs() -> NDArray[np.float32]:
+    return np.zeros((0, 0), np.float32)
+
+
+MAX_ALTERNATIVES = 20
+"""Most alternatives reported for a token (OpenAI's limit)."""
+
+
 @dataclass(frozen=True)
 class Request:
     """One prompt to continue.
@@ -25,9 +37,16 @@ class Request:
     prompt_ids: at least one token. Requests with equal prompts share their prefill.
     max_new_tokens: at least 1; the stop token counts.
     temperature: 0 is greedy.
-    top_p: in (0, 1].
+    top_p: in (0, 1]; the smallest set of most likely tokens with this much mass is kept.
+    top_k: the most likely tokens that are kept; 0 keeps all.
+    min_p: in [0, 1); a token is kept if it is at least min_p times as likely as the likeliest.
     seed: the sample is a function of (weights, prompt, settings, seed) alone.
     stop_ids: generation ends after any of these.
+    alternatives: how many of the likeliest tokens to report at each position, with log-probs.
+    score_prompt: report the log-probs of the prompt's own tokens too.
+
+    Raises:
+        UserError: a value is impossible.
     """
 
     id: RequestId
@@ -37,20 +56,46 @@ class Request:
     top_p: float = 1.0
     seed: int = 0
     stop_ids: Sequence[int] = ()
+    top_k: int = 0
+    min_p: float = 0.0
+    alternatives: int = 0
+    score_prompt: bool = False
 
     def __post_init__(self) -> None:
         if not len(self.prompt_ids):
-            raise UserError(f"request {self.id}: the prompt is empty; give at least one token")
+            self._refuse("the prompt is empty; give at least one token")
         if self.max_new_tokens < 1:
-            raise UserError(
-                f"request {self.id}: max_new_tokens is {self.max_new_tokens}; ask for at least 1"
-            )
+            self._refuse(f"max_new_tokens is {self.max_new_tokens}; ask for at least 1")
         if not 0 <= self.temperature < float("inf"):
-            raise UserError(
-                f"request {self.id}: temperature is {self.temperature}; use 0 (greedy) or more"
-            )
+            self._refuse(f"temperature is {self.temperature}; use 0 (greedy) or more")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"request {self.id}: top_p is {self.top_p}; it must lie in (0, 1]")
+            self._refuse(f"top_p is {self.top_p}; it must lie in (0, 1]")
+        if self.top_k < 0:
+            self._refuse(f"top_k is {self.top_k}; use 1 or more, or 0 for no limit")
+        if not 0 <= self.min_p < 1:
+            self._refuse(f"min_p is {self.min_p}; it must lie in [0, 1)")
+        if not 0 <= self.alternatives <= MAX_ALTERNATIVES:
+            self._refuse(f"{self.alternatives} alternatives; ask for 0 to {MAX_ALTERNATIVES}")
+
+    def _refuse(self, why: str) -> NoReturn:
+        raise UserError(f"request {self.id}: {why}")
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """A run of tokens and how likely they were.
+
+    token_ids: int32 [n].
+    log_probs: float32 [n], of the distribution at the request's temperature before top-p, top-k
+        and min-p cut it (`sampling.tempered`; at temperature 0 that of temperature 1).
+    top_ids: int32 [n, m], the m = `Request.alternatives` likeliest tokens, best first.
+    top_log_probs: float32 [n, m], theirs.
+    """
+
+    token_ids: NDArray[np.int32]
+    log_probs: NDArray[np.float32]
+    top_ids: NDArray[np.int32] = field(default_factory=_no_ids)
+    top_log_probs: NDArray[np.float32] = field(default_factory=_no_log_probs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,14 +103,19 @@ class Completion:
     """A finished request.
 
     token_ids: int32 [n], without the prompt; includes the stop token if there is one.
-    log_probs: float32 [n], of the tempered distribution before top-p (`sampling.tempered`).
+    log_probs, top_ids, top_log_probs: as in `Tokens`.
     finish_reason: "stop" (a stop token), "length" (max_new_tokens) or "aborted".
+    prompt: with `score_prompt`, the prompt's tokens; nothing precedes the first one, so its
+        log_probs are NaN and its top_ids -1. None if aborted before the prompt was read.
     """
 
     request_id: RequestId
     token_ids: NDArray[np.int32]
     log_probs: NDArray[np.float32]
     finish_reason: FinishReason
+    top_ids: NDArray[np.int32] = field(default_factory=_no_ids)
+    top_log_probs: NDArray[np.float32] = field(default_factory=_no_log_probs)
+    prompt: Tokens | None = None
 
 
 @dataclass
@@ -78,6 +128,10 @@ class EngineStats:
         its end is thrown away, right or wrong.
     drafts_reached[i]: those of them in which all drafts before i were accepted.
     drafts_accepted[i]: those of them in which draft i was accepted too.
+    shared_tokens: prompt tokens taken from another request's cache instead of computed.
+    cache_bytes: memory of the caches when every slot is full.
+    drafting: drafts of the latest step; the engine drafts only while that saves time.
+    saved_seconds: estimate of the time drafts have saved, against one token a step.
     """
 
     slots: int
@@ -87,6 +141,10 @@ class EngineStats:
     row_steps: int = 0
     generated_tokens: int = 0
     prefilled_tokens: int = 0
+    shared_tokens: int = 0
+    cache_bytes: int = 0
+    drafting: int = 0
+    saved_seconds: float = 0.0
     drafts_offered: list[int] = field(default_factory=list)
     drafts_reached: list[int] = field(default_factory=list)
     drafts_accepted: list[int] = field(default_factory=list)
@@ -126,6 +184,9 @@ class InferenceEngine(Protocol):
 
     def step(self) -> list[Completion]:
         """Advance every active request; return those that finished."""
+
+    def generated(self, request_id: RequestId, start: int = 0) -> Tokens:
+        """Tokens number `start` and on that a request in flight has so far, for streaming."""
 
     def abort(self, ids: Collection[RequestId]) -> list[Completion]:
         """End requests now and return what they have so far; ids not in flight are ignored."""
