@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from openmimo.config.schema import ModelConfig
-from openmimo.inference.engine import Engine, PlainDecoder
+from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request
 from openmimo.model.mimo import MiMo
 
@@ -96,7 +96,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     """Median tokens per second of both sides on both loads."""
     model = make_model(options.hidden, options.layers)
     engine = Engine(
-        PlainDecoder(model), slots=options.rows, max_length=options.prompt + options.answer
+        model, slots=options.rows, max_length=options.prompt + options.answer
     )
     peer = None if options.no_peer else peer_model(model)
     figures: dict[str, float] = {

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from openmimo.inference.engine import Engine, PlainDecoder
+from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request
 from openmimo.model.checkpoint import load_release
 
@@ -72,7 +72,7 @@ def measure(folder: Path, prompts: int, tokens: int) -> dict[str, Any]:
 
 def answers(model: Any, tokenizer: Any, ids: list[list[int]], tokens: int) -> list[list[int]]:
     engine = Engine(
-        PlainDecoder(model),
+        model,
         slots=len(ids),
         max_length=max(map(len, ids)) + tokens,
         used_vocab=tokenizer.vocab_size,

@@ -25,7 +25,6 @@ from openmimo.errors import UserError
 from openmimo.evals.exam import read_problems
 from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request
-from openmimo.inference.speculative import SpeculativeDecoder
 from openmimo.model.checkpoint import load_release
 from openmimo.model.mimo import MiMo
 from openmimo.tokenizer import Tokenizer
@@ -71,7 +70,7 @@ def answer(
 ) -> Greedy:
     """The native engine's answers, at most `lengths` tokens long, with one draft a step."""
     engine = Engine(
-        SpeculativeDecoder(model, 1),
+        model, drafts=1,
         slots=min(64, len(prompts)),
         max_length=max(len(p) + length for p, length in zip(prompts, lengths, strict=True)),
         used_vocab=tokenizer.vocab_size,

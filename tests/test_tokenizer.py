@@ -17,9 +17,8 @@ from tokenizers import pre_tokenizers
 
 from openmimo.config.schema import ModelConfig
 from openmimo.errors import UserError
-from openmimo.inference.engine import Engine, PlainDecoder
+from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request
-from openmimo.inference.speculative import SpeculativeDecoder
 from openmimo.model.mimo import MiMo
 from openmimo.tokenizer import SPECIAL_TOKENS, StreamDecoder, Tokenizer
 
@@ -181,8 +180,7 @@ def test_rows_without_a_token_are_never_sampled(
     requests = [Request(n, prompt, 20, temperature, 1.0, seed=n) for n in range(4)]
 
     def sampled(used_vocab: int) -> set[int]:
-        decoder = SpeculativeDecoder(model.eval(), drafts) if drafts else PlainDecoder(model.eval())
-        engine = Engine(decoder, slots=4, max_length=64, used_vocab=used_vocab)
+        engine = Engine(model, drafts=drafts, slots=4, max_length=64, used_vocab=used_vocab)
         return {int(token) for done in engine.run(requests) for token in done.token_ids}
 
     assert max(sampled(config.vocab_size)) >= 410

@@ -8,9 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from openmimo.evals.exam import Exam
-from openmimo.inference.engine import Decoder, PlainDecoder
 from openmimo.inference.protocol import EngineStats, Request
-from openmimo.inference.speculative import SpeculativeDecoder
 from openmimo.model.mimo import MiMo
 
 
@@ -31,9 +29,9 @@ def measure_mtp(model: MiMo, exam: Exam) -> dict[str, Any]:
     greedy = [replace(request, temperature=0.0) for request in sampled]
     drafts = len(model.mtp_layers)
     # This pass is not timed, and warms up what the next two need.
-    _, stats, _ = _answer(SpeculativeDecoder(model, drafts), sampled, exam)
-    plain, _, plain_seconds = _answer(PlainDecoder(model), greedy, exam)
-    fast, _, speculative_seconds = _answer(SpeculativeDecoder(model, drafts), greedy, exam)
+    _, stats, _ = _answer(model, drafts, sampled, exam)
+    plain, _, plain_seconds = _answer(model, 0, greedy, exam)
+    fast, _, speculative_seconds = _answer(model, drafts, greedy, exam)
     return {
         "acceptance": stats.acceptance,
         "conditional": stats.conditional_acceptance,
@@ -47,10 +45,10 @@ def measure_mtp(model: MiMo, exam: Exam) -> dict[str, Any]:
 
 
 def _answer(
-    decoder: Decoder, requests: Sequence[Request], exam: Exam
+    model: MiMo, drafts: int, requests: Sequence[Request], exam: Exam
 ) -> tuple[list[list[int]], EngineStats, float]:
     """The answers' tokens, the engine's counters and the seconds it took, prefill included."""
-    engine = exam.engine(decoder, requests)
+    engine = exam.engine(model, requests, drafts)
     began = time.perf_counter()
     completions = engine.run(requests)
     seconds = time.perf_counter() - began

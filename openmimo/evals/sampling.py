@@ -5,7 +5,6 @@ from __future__ import annotations
 from openmimo.errors import UserError
 from openmimo.evals.exam import Exam, key_of
 from openmimo.evals.samples import Sample, SampleFile
-from openmimo.inference.engine import PlainDecoder
 from openmimo.inference.protocol import Completion, RequestId
 from openmimo.model.mimo import MiMo
 from openmimo.progress import Progress
@@ -39,7 +38,7 @@ def sample_missing(
     if not requests:
         return
     pool.start_judge()
-    engine = exam.engine(PlainDecoder(model), requests)
+    engine = exam.engine(model, requests)
     engine.submit(requests)
     grader = _Grader(exam, file, pool)
     decoding = True

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from openmimo.errors import UserError
 from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request
-from openmimo.inference.speculative import SpeculativeDecoder
 from openmimo.model.mimo import MiMo
 
 T_95 = 2.0
@@ -40,8 +40,11 @@ def measure_acceptance(model: MiMo, requests: Sequence[Request], used_vocab: int
     Raises:
         UserError: the model has no MTP layer.
     """
+    if not model.mtp_layers:
+        raise UserError("this model has no MTP layer to draft with")
     engine = Engine(
-        SpeculativeDecoder(model, len(model.mtp_layers)),
+        model,
+        drafts=len(model.mtp_layers),
         slots=len(requests),
         max_length=max(len(r.prompt_ids) + r.max_new_tokens for r in requests),
         used_vocab=used_vocab,

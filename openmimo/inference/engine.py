@@ -1,126 +1,100 @@
 """The native engine: continuous batching with torch alone.
 
-The engine decides who is active; a decoder (plain here, speculative in `speculative.py`) turns the
-active rows into their next tokens. A prompt's last token is never prefilled: the first decode step
-feeds it, so the first new token takes the same path as all others.
+A step admits waiting requests, reads the next piece of their prompts, and advances every active row
+by one decode step. The prompts read at one time are a cohort: rows that follow the active ones and
+join them together. So a long prompt holds up nobody for longer than one piece, and all caches stay
+views. A prompt's last token is never prefilled: the first decode step feeds it, so the first new
+token takes the same path as all others.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from openmimo.errors import UserError
+from openmimo.inference.admission import Cohort, Waiting
+from openmimo.inference.decoder import Decoder, spare
+from openmimo.inference.draft_policy import DraftPolicy
+from openmimo.inference.packed import PackedModel
+from openmimo.inference.prefill import Reader, Reading
 from openmimo.inference.protocol import Completion, EngineStats, Request, RequestId, Tokens
 from openmimo.inference.rows import Emitted, QueuedRequest, Rows
-from openmimo.inference.sampling import sample
-from openmimo.model.cache import CacheView, KVCache
 from openmimo.model.mimo import MiMo
 
-
-class Decoder(Protocol):
-    """Model and caches; row r of the caches belongs to row r of `Rows`."""
-
-    model: MiMo
-    spare: int
-    """Positions past max_length that a step may touch."""
-    drafts: int
-    """Tokens drafted in a step; 0 where nothing is drafted."""
-
-    def allocate(self, slots: int, max_length: int, used_vocab: int) -> None:
-        """Make caches of `slots` rows and max_length + spare entries."""
-
-    def prefill(self, rows: slice, tokens: Tensor, length: int) -> None:
-        """Fill entries 0..length-1 of `rows` from tokens int64 [len(rows), max_length + spare]."""
-
-    def decode(self, rows: Rows) -> Emitted:
-        """Feed every active row's last known token; return what follows."""
-
-    def copy_rows(self, source: Tensor, target: Tensor, length: int) -> None:
-        """Copy the first `length` entries of rows `source` to rows `target`."""
-
-
-class PlainDecoder:
-    """One token a step."""
-
-    def __init__(self, model: MiMo) -> None:
-        self.model = model
-        self.spare = 0
-        self.drafts = 0
-
-    def allocate(self, slots: int, max_length: int, used_vocab: int) -> None:
-        """Make the cache of `slots` rows and `max_length` entries."""
-        self._cache = trunk_cache(self.model, slots, max_length)
-        self._used_vocab = used_vocab
-
-    def prefill(self, rows: slice, tokens: Tensor, length: int) -> None:
-        """Fill the first `length` cache entries of `rows`."""
-        prefill_trunk(self.model, self._cache, rows, tokens, length)
-
-    def decode(self, rows: Rows) -> Emitted:
-        """One trunk forward and one draw for every active row."""
-        active = slice(0, rows.count)
-        known = rows.known[active]
-        positions = (known - 1)[:, None]
-        ids = rows.tokens[active].gather(1, positions)
-        view = CacheView(self._cache, active, rows.longest)
-        logits = self.model.logits(self.model.hidden(ids, positions, view))
-        logits = logits[:, 0, : self._used_vocab]
-        tokens, log_probs = sample(logits, rows.settings(), known)
-        return Emitted(tokens[:, None], log_probs[:, None], torch.ones_like(known))
-
-    def copy_rows(self, source: Tensor, target: Tensor, length: int) -> None:
-        """Copy cache rows."""
-        self._cache.copy_rows(source, target, length)
+Collect = Callable[[np.ndarray, Tensor], None]
+"""Takes a finished request's tokens int64 [n], prompt first, and h [n-1, D] of all but the last."""
 
 
 class Engine:
     """Implements `protocol.InferenceEngine` with a fixed number of slots.
 
     Args:
-        decoder: how tokens are made; holds the model, whose device and dtype the engine uses.
+        model: its weights are copied, in joined form, to where they are.
         slots: sequences decoded at once.
         max_length: longest prompt plus answer, in tokens.
         used_vocab: ids from this one on are never sampled (rows of the head that the tokenizer
             does not use); default: all may be.
-        prefill_tokens: most prompt tokens in one forward pass, which bounds its memory; a single
-            longer prompt is still one pass.
+        drafts: tokens to draft in each step, from as many MTP layers. "auto" drafts only while that
+            is measured to save time, at most one token a layer. Drafts change no token.
+        prefill_tokens: most prompt tokens in one forward pass. It bounds memory, and how long a
+            prompt holds up the answers in progress.
+        collect: called with what the trunk computed for each finished request.
+        consume: the model is not needed any more; its weights are freed as they are copied.
+
+    Raises:
+        UserError: a setting does not fit the model.
     """
 
     def __init__(
         self,
-        decoder: Decoder,
+        model: MiMo,
         *,
         slots: int,
         max_length: int,
         used_vocab: int | None = None,
+        drafts: int | Literal["auto"] = 0,
         prefill_tokens: int = 16_384,
+        collect: Collect | None = None,
+        consume: bool = False,
     ) -> None:
-        vocab = decoder.model.config.vocab_size
+        vocab, layers = model.config.vocab_size, len(model.mtp_layers)
+        most = layers if drafts == "auto" else drafts
         if slots < 1:
             raise UserError(f"the engine has {slots} slots; give it at least 1")
         if used_vocab is not None and not 0 < used_vocab <= vocab:
             raise UserError(f"used_vocab is {used_vocab}, but the model's head has {vocab} rows")
-        self._decoder = decoder
-        self._max_length = max_length
-        self._prefill_tokens = prefill_tokens
+        if not 0 <= most <= layers:
+            raise UserError(
+                f"cannot draft {drafts} tokens a step: the model has {layers} MTP layers, and each "
+                "drafts one"
+            )
+        if collect and not most:
+            raise UserError("hidden states are kept only for drafting: allow the engine drafts")
+        self._vocab, self._max_length, self._collect = vocab, max_length, collect
+        self._prefill_tokens, self._most_drafts = prefill_tokens, most
+        self._policy = DraftPolicy(most) if drafts == "auto" and most else None
         with torch.inference_mode():
-            decoder.allocate(slots, max_length, used_vocab or vocab)
-            device = decoder.model.lm_head.weight.device
-            self._rows = Rows(slots, max_length, decoder.spare, device)
-        self._waiting: deque[QueuedRequest] = deque()
+            self._model = PackedModel(model, max_length + spare(most), most, consume=consume)
+            used = used_vocab or vocab
+            self._decoder = Decoder(self._model, slots, max_length, used, most, prefill_tokens)
+        self._rows = Rows(slots, max_length, spare(most), used)
+        self._waiting = Waiting(self._rows, slots, prefill_tokens)
+        self._cohort: Cohort | None = None
+        self._entry_seconds = 0.0
         self._in_flight: set[RequestId] = set()
         self._stats = EngineStats(
             slots,
-            drafts_offered=[0] * decoder.drafts,
-            drafts_reached=[0] * decoder.drafts,
-            drafts_accepted=[0] * decoder.drafts,
+            cache_bytes=self._decoder.bytes,
+            drafts_offered=[0] * most,
+            drafts_reached=[0] * most,
+            drafts_accepted=[0] * most,
         )
 
     def submit(self, requests: Iterable[Request]) -> None:
@@ -138,7 +112,7 @@ class Engine:
                 raise ValueError(f"request id {q.request.id!r} is already in flight")
             new.add(q.request.id)
         self._in_flight |= new
-        self._waiting += queued
+        self._waiting.add(queued)
 
     def _check(self, queued: QueuedRequest) -> None:
         request, prompt = queued.request, queued.prompt
@@ -149,28 +123,22 @@ class Engine:
                 f"new ones make {total}, but the engine's max_length is {self._max_length}; "
                 "shorten one or raise max_length"
             )
-        vocab = self._decoder.model.config.vocab_size
-        if prompt.min() < 0 or prompt.max() >= vocab:
+        if prompt.min() < 0 or prompt.max() >= self._vocab:
             raise UserError(
-                f"request {request.id}: the prompt has a token id outside 0..{vocab - 1}; was it "
-                "made with another tokenizer?"
+                f"request {request.id}: the prompt has a token id outside 0..{self._vocab - 1}; "
+                "was it made with another tokenizer?"
             )
 
     @torch.inference_mode()
     def step(self) -> list[Completion]:
-        """Admit waiting requests to free slots, then advance every active row."""
-        self._admit()
-        rows = self._rows
-        if not rows.count:
-            return []
-        active = rows.count
-        emitted = self._decoder.decode(rows)
-        finished, kept = rows.append(emitted)
-        self._stats.steps += 1
-        self._stats.row_steps += active
-        self._stats.generated_tokens += int(kept.sum())
-        self._count_drafts(emitted, kept, finished)
-        return self._retire(finished)
+        """Read one piece of waiting prompts, then advance every active row."""
+        if self._cohort is None and (cohort := self._waiting.next_cohort()):
+            self._cohort = cohort
+            self._decoder.copy_rows(*cohort.copies())
+            self._stats.shared_tokens += cohort.shared_tokens
+        if self._cohort:
+            self._read_prompts(self._cohort)
+        return self._decode() if self._rows.count else []
 
     @torch.inference_mode()
     def abort(self, ids: Collection[RequestId]) -> list[Completion]:
@@ -178,36 +146,49 @@ class Engine:
         gone = self._in_flight.intersection(ids)
         if not gone:
             return []
-        nothing = np.zeros(0, np.int32), np.zeros(0, np.float32)
-        dropped = [q.request.id for q in self._waiting if q.request.id in gone]
-        self._waiting = deque(q for q in self._waiting if q.request.id not in gone)
+        dropped = self._waiting.drop(gone)
+        if self._cohort:
+            dropped += self._cohort.drop(gone)
+            if not self._cohort.live:
+                self._cohort = None
         self._in_flight.difference_update(dropped)
-        active = [row for row, q in enumerate(self._rows.queued) if q.request.id in gone]
+        nothing = np.zeros(0, np.int32), np.zeros(0, np.float32)
         waiting = [Completion(request_id, *nothing, "aborted") for request_id in dropped]
+        active = [row for i in gone if (row := self._rows.row_of(i)) is not None]
         return waiting + self._retire(active, aborted=True)
 
     @torch.inference_mode()
     def update_weights(self, weights: MiMo | Mapping[str, Tensor]) -> None:
-        """Continue with other weights from the next step on.
+        """Continue with other weights, which are copied, from the next step on.
 
-        A model is used as it is (not copied, so it must not change while requests run); a state
-        dict is copied into the current model. The caches of active requests are recomputed, so
-        nothing that the old weights computed is seen again; tokens already generated, and their
-        log-probabilities, stay.
+        The caches of active requests are computed again, so nothing that the old weights computed
+        is seen; tokens already generated, and their log-probabilities, stay.
+
+        Raises:
+            UserError: a tensor is missing or has another shape.
         """
-        if isinstance(weights, MiMo):
-            self._decoder.model = weights
-        else:
-            self._decoder.model.load_state_dict(weights)
+        self._model.update(weights)
+        self._waiting.forget_finished()
+        if self._decoder.drafter:
+            self._decoder.drafter.forget()
         if self._rows.count:
-            self._prefill(list(range(self._rows.count)))
+            rows, count = self._rows, self._rows.count
+            ends = (rows.known[:count] - 1).tolist()
+            pairs = zip(rows.queued, ends, strict=True)
+            again = Reading(rows, [Reader(q, 0, end) for q, end in pairs], first=0)
+            while not again.done:
+                self._decoder.prefill(*again.next_piece(self._prefill_tokens))
+        if self._cohort:
+            self._cohort.restart()
 
     def stats(self) -> EngineStats:
         """A snapshot of the counters."""
+        reading = self._cohort.live if self._cohort else 0
         return replace(
             self._stats,
             waiting=len(self._waiting),
-            active=self._rows.count,
+            active=self._rows.count + reading,
+            saved_seconds=self._policy.saved_seconds if self._policy else 0.0,
             drafts_offered=list(self._stats.drafts_offered),
             drafts_reached=list(self._stats.drafts_reached),
             drafts_accepted=list(self._stats.drafts_accepted),
@@ -215,11 +196,10 @@ class Engine:
 
     def generated(self, request_id: RequestId, start: int = 0) -> Tokens:
         """Tokens number `start` and on that a request in flight has so far, for streaming."""
-        for row, q in enumerate(self._rows.queued):
-            if q.request.id == request_id:
-                done = self._rows.completion(row)
-                return Tokens(done.token_ids[start:], done.log_probs[start:])
-        return Tokens(np.zeros(0, np.int32), np.zeros(0, np.float32))
+        row = self._rows.row_of(request_id)
+        if row is None:
+            return Tokens(np.zeros(0, np.int32), np.zeros(0, np.float32))
+        return self._rows.generated(row, start)
 
     def run(self, requests: Sequence[Request]) -> list[Completion]:
         """Complete `requests` on an idle engine; the answers come in the requests' order."""
@@ -231,101 +211,78 @@ class Engine:
             done.update((completion.request_id, completion) for completion in self.step())
         return [done[request.id] for request in requests]
 
-    def _count_drafts(self, emitted: Emitted, kept: Tensor, finished: Sequence[int]) -> None:
+    def _read_prompts(self, cohort: Cohort) -> None:
+        """One piece; if it was the last, the cohort becomes active."""
+        if not cohort.done:
+            rows, tokens, positions = cohort.next_piece(self._prefill_tokens)
+            self._stats.prefilled_tokens += cohort.piece_tokens
+            hidden = self._decoder.prefill(rows, tokens, positions)
+            cohort.score(hidden, self._decoder.logits)
+        if cohort.done:
+            self._cohort = None
+            self._decoder.copy_rows(*cohort.join())
+
+    def _decode(self) -> list[Completion]:
+        rows, active = self._rows, self._rows.count
+        drafts = self._choose_drafts()
+        began = self._now()
+        emitted = self._decoder.decode(rows, drafts)
+        finished, kept = rows.append(emitted)
+        self._count(drafts, emitted, kept, finished)
+        if self._policy:
+            accepted = [int((emitted.counts > j + 1).sum()) for j in range(drafts)]
+            self._policy.record(active, drafts, self._now() - began, accepted)
+        return self._retire(finished)
+
+    def _choose_drafts(self) -> int:
+        """How many to draft now; computes what the MTP layers lack for that."""
+        drafter, rows, policy = self._decoder.drafter, self._rows, self._policy
+        if not drafter or not policy:
+            return self._most_drafts
+        backlogs = [drafter.backlog(rows, k) for k in range(self._most_drafts + 1)]
+        drafts = policy.choose(rows.count, [self._entry_seconds * b for b in backlogs])
+        if entries := backlogs[drafts]:
+            began = self._now()
+            for layer in range(drafts):
+                drafter.catch_up(layer, rows)
+            seconds = self._now() - began
+            self._entry_seconds = seconds / entries
+            policy.spend(seconds)
+        return drafts
+
+    def _now(self) -> float:
+        if self._model.device.type == "cuda":
+            torch.cuda.synchronize(self._model.device)
+        return time.perf_counter()
+
+    def _count(
+        self, drafts: int, emitted: Emitted, kept: np.ndarray, finished: Sequence[int]
+    ) -> None:
         """Drafts beyond the end of an answer, right or wrong, are thrown away and not counted."""
-        used = torch.minimum(kept, emitted.counts - 1)
-        goes_on = torch.ones_like(kept, dtype=torch.bool)
+        stats = self._stats
+        stats.steps += 1
+        stats.row_steps += len(kept)
+        stats.generated_tokens += int(kept.sum())
+        stats.drafting = drafts
+        used = np.minimum(kept, emitted.counts - 1)
+        goes_on = np.ones(len(kept), bool)
         goes_on[list(finished)] = False
-        for draft in range(self._decoder.drafts):
+        for draft in range(drafts):
             offered = goes_on | (kept > draft)
-            self._stats.drafts_offered[draft] += int(offered.sum())
-            self._stats.drafts_reached[draft] += int((offered & (used >= draft)).sum())
-            self._stats.drafts_accepted[draft] += int((used > draft).sum())
-
-    def _admit(self) -> None:
-        """Move waiting requests to the free slots and fill their caches.
-
-        Of several requests with the same prompt one is prefilled and the others copy its row; so
-        do requests whose prompt is already active, whatever that row has generated since.
-        """
-        free = min(self._stats.slots - self._rows.count, len(self._waiting))
-        if not free:
-            return
-        source_of = {q.key: row for row, q in enumerate(self._rows.queued)}
-        leaders: list[QueuedRequest] = []
-        followers: list[QueuedRequest] = []
-        for q in (self._waiting.popleft() for _ in range(free)):
-            if q.key in source_of:
-                followers.append(q)
-            else:
-                source_of[q.key] = self._rows.count + len(leaders)
-                leaders.append(q)
-        first = self._rows.count
-        self._rows.add(leaders + followers)
-        self._prefill(list(range(first, first + len(leaders))))
-        if followers:
-            sources = [source_of[q.key] for q in followers]
-            target = range(first + len(leaders), self._rows.count)
-            self._copy(sources, list(target), max(len(q.prompt) for q in followers))
-
-    def _prefill(self, rows: Sequence[int]) -> None:
-        """Fill the caches of consecutive rows from their known tokens, all but the last."""
-        known = self._rows.known.tolist()
-        for chunk in _chunks(rows, known, self._prefill_tokens):
-            # At least one, although nothing may need it: a one-token prompt's first draft reads
-            # the hidden state at position 0, which must not be what another request left there.
-            length = max(1, max(known[row] for row in chunk) - 1)
-            span = slice(chunk[0], chunk[-1] + 1)
-            self._decoder.prefill(span, self._rows.tokens[span], length)
-        self._stats.prefilled_tokens += sum(known[row] - 1 for row in rows)
+            stats.drafts_offered[draft] += int(offered.sum())
+            stats.drafts_reached[draft] += int((offered & (used >= draft)).sum())
+            stats.drafts_accepted[draft] += int((used > draft).sum())
 
     def _retire(self, rows: Sequence[int], aborted: bool = False) -> list[Completion]:
-        """Take rows out and close the holes."""
+        """Take rows out and close the holes, the cohort's last rows last."""
         if not rows:
             return []
         completions = [self._rows.completion(row, aborted) for row in rows]
+        if self._collect and self._decoder.drafter:
+            for row in rows:
+                known = int(self._rows.known[row])
+                hidden = self._decoder.drafter.hidden(row, known - 1)
+                self._collect(self._rows.tokens[row, :known].copy(), hidden)
         self._in_flight.difference_update(c.request_id for c in completions)
-        longest = self._rows.longest
-        sources, targets = self._rows.remove(rows)
-        self._copy(sources, targets, longest)
+        self._decoder.copy_rows(*self._waiting.close_holes(rows, self._cohort))
         return completions
-
-    def _copy(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
-        if sources:
-            device = self._rows.tokens.device
-            source = torch.tensor(sources, device=device)
-            target = torch.tensor(targets, device=device)
-            self._decoder.copy_rows(source, target, length)
-
-
-def trunk_cache(model: MiMo, slots: int, length: int) -> KVCache:
-    """A cache for all trunk layers, in the model's dtype and on its device."""
-    weight = model.lm_head.weight
-    layers = model.config.num_hidden_layers
-    return KVCache(model.config, layers, slots, length, weight.dtype, weight.device)
-
-
-def prefill_trunk(
-    model: MiMo, cache: KVCache, rows: slice, tokens: Tensor, length: int
-) -> tuple[Tensor, Tensor]:
-    """Run the trunk over tokens[:, :length] at positions 0..length-1, filling the cache.
-
-    Returns:
-        hidden states [len(rows), length, D] before the final norm, and the positions.
-    """
-    ids = tokens[:, :length]
-    positions = torch.arange(length, device=ids.device).expand_as(ids)
-    return model.hidden(ids, positions, CacheView(cache, rows, length)), positions
-
-
-def _chunks(rows: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Cut consecutive rows into runs whose padded size (rows x longest) keeps to the budget."""
-    chunks: list[list[int]] = []
-    longest = 0
-    for row in rows:
-        longest = max(longest, lengths[row])
-        if not chunks or (len(chunks[-1]) + 1) * longest > budget:
-            chunks.append([])
-            longest = lengths[row]
-        chunks[-1].append(row)
-    return chunks

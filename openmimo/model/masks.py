@@ -26,19 +26,6 @@ def document_mask(positions: Tensor) -> Tensor:
     return (same & causal)[:, None]
 
 
-def cache_mask(positions: Tensor, key_length: int) -> Tensor:
-    """Mask for queries at `positions` int64 [B, T] over cache entries 0..key_length-1.
-
-    Entry s holds position s, so a query sees exactly the entries up to its own position; whatever
-    lies beyond (padding, rejected drafts) is invisible until it is overwritten.
-
-    Returns:
-        bool [B, 1, T, key_length].
-    """
-    keys = torch.arange(key_length, device=positions.device)
-    return (keys <= positions[..., None])[:, None]
-
-
 def shifted_within_document(values: Tensor, positions: Tensor, shift: int, fill: int) -> Tensor:
     """values[t + shift] where t + shift lies in t's document, else `fill`.
 

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openmimo.config.schema import ModelConfig
-from openmimo.model.cache import CacheView
-from openmimo.model.masks import cache_mask, document_mask
+from openmimo.model.masks import document_mask
 from openmimo.model.rope import apply_rope, rope_tables
 
 
@@ -31,16 +30,11 @@ class RMSNorm(nn.Module):
 
 
 class Context:
-    """What every layer of one forward pass shares: positions, RoPE tables, mask, cache."""
+    """What every layer of one forward pass shares: RoPE tables and mask."""
 
-    def __init__(
-        self, config: ModelConfig, positions: Tensor, rope_base: float, cache: CacheView | None
-    ) -> None:
-        self.positions, self.cache = positions, cache
+    def __init__(self, config: ModelConfig, positions: Tensor, rope_base: float) -> None:
         self.cos, self.sin = rope_tables(positions, config.head_dim, rope_base, config.rope_scaling)
-        self.mask = (
-            document_mask(positions) if cache is None else cache_mask(positions, cache.length)
-        )
+        self.mask = document_mask(positions)
 
 
 class Attention(nn.Module):
@@ -56,7 +50,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, key, bias=True)
         self.o_proj = nn.Linear(query, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, context: Context, layer: int) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         batch, length, _ = x.shape
         q, k, v = (
             proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
@@ -64,8 +58,6 @@ class Attention(nn.Module):
         )
         q = apply_rope(q, context.cos, context.sin)
         k = apply_rope(k, context.cos, context.sin)
-        if context.cache is not None:
-            k, v = context.cache.update(layer, context.positions, k, v)
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=context.mask, enable_gqa=self.heads != self.kv_heads
         )
@@ -95,8 +87,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, context: Context, layer: int) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), context, layer)
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), context)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -114,10 +106,10 @@ class MTPLayer(Block):
         self.input_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
         self.final_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def draft(self, hidden: Tensor, embedding: Tensor, context: Context, layer: int) -> Tensor:
+    def draft(self, hidden: Tensor, embedding: Tensor, context: Context) -> Tensor:
         """hidden, embedding [B, T, D] -> the head's input [B, T, D]."""
         both = torch.cat([self.hidden_layernorm(hidden), self.token_layernorm(embedding)], dim=-1)
-        return self.final_layernorm(self(self.input_proj(both), context, layer))
+        return self.final_layernorm(self(self.input_proj(both), context))
 
 
 class Trunk(nn.Module):
@@ -159,35 +151,27 @@ class MiMo(nn.Module):
             else:
                 nn.init.normal_(parameter, std=self.config.initializer_range, generator=generator)
 
-    def hidden(self, ids: Tensor, positions: Tensor, cache: CacheView | None = None) -> Tensor:
+    def hidden(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Trunk output before the final norm.
 
         Args:
             ids: int64 [B, T].
-            positions: int64 [B, T]; without a cache they restart at 0 with each packed document.
-            cache: if given, new keys and values are written and old ones are seen.
+            positions: int64 [B, T]; they restart at 0 with each packed document.
 
         Returns:
             h, [B, T, hidden_size].
         """
-        context = Context(self.config, positions, self.rope_base, cache)
+        context = Context(self.config, positions, self.rope_base)
         x = self.model.embed_tokens(ids)
-        for index, layer in enumerate(self.model.layers):
-            x = layer(x, context, index)
+        for layer in self.model.layers:
+            x = layer(x, context)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [B, T, vocab] of `hidden`'s output."""
         return self.lm_head(self.model.norm(hidden))
 
-    def mtp_draft(
-        self,
-        layer: int,
-        hidden: Tensor,
-        ids: Tensor,
-        positions: Tensor,
-        cache: CacheView | None = None,
-    ) -> Tensor:
+    def mtp_draft(self, layer: int, hidden: Tensor, ids: Tensor, positions: Tensor) -> Tensor:
         """Head input of MTP layer `layer`.
 
         Args:
@@ -195,7 +179,6 @@ class MiMo(nn.Module):
             hidden: h_t before the final norm, [B, T, D].
             ids: x_{t+1+layer}, int64 [B, T].
             positions: t (not t + 1 + layer), int64 [B, T].
-            cache: view on this layer's own cache (`first_layer` chooses it).
 
         Returns:
             [B, T, D]; `lm_head` of it are the logits of x_{t+2+layer}.
@@ -205,8 +188,8 @@ class MiMo(nn.Module):
         embedding = self.model.embed_tokens(ids)
         if self.config.mtp_mask_first:
             embedding = embedding * (positions != 0)[..., None]
-        context = Context(self.config, positions, self.rope_base, cache)
-        return self.mtp_layers[layer].draft(hidden, embedding, context, 0)
+        context = Context(self.config, positions, self.rope_base)
+        return self.mtp_layers[layer].draft(hidden, embedding, context)
 
     def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """Next-token logits [B, T, vocab]; positions default to 0..T-1."""

@@ -17,7 +17,7 @@ from openmimo.config.base import config_hash
 from openmimo.config.schema import Recipe
 from openmimo.data.documents import read_records, write_records
 from openmimo.errors import UserError
-from openmimo.inference.engine import Engine, PlainDecoder
+from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request
 from openmimo.inference.sampling import sample_seed
 from openmimo.model.checkpoint import load_model
@@ -90,7 +90,7 @@ def _solve(
     longest = max(map(len, prompts.values()), default=1)
     max_length = min(longest + config.max_new_tokens, model.config.max_position_embeddings)
     engine = Engine(
-        PlainDecoder(model),
+        model,
         slots=config.slots,
         max_length=max_length,
         used_vocab=tokenizer.vocab_size,

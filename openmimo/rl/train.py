@@ -17,7 +17,7 @@ from openmimo.config.base import config_hash
 from openmimo.config.schema import Recipe, RLConfig
 from openmimo.data.documents import read_records
 from openmimo.errors import UserError
-from openmimo.inference.engine import Engine, PlainDecoder
+from openmimo.inference.engine import Engine
 from openmimo.inference.sampling import sample_seed
 from openmimo.metrics import MetricsWriter
 from openmimo.model.checkpoint import load_model, save_model
@@ -111,7 +111,7 @@ def train(
         raise UserError(f"a prompt has {longest} tokens and the model's context only {context}")
     max_length = min(longest + config.max_new_tokens, context)
     engine = Engine(
-        PlainDecoder(model),
+        model,
         slots=config.slots,
         max_length=max_length,
         used_vocab=tokenizer.vocab_size,

@@ -23,7 +23,7 @@ from openmimo.config.schema import Recipe
 from openmimo.data.documents import read_records, write_records
 from openmimo.errors import UserError
 from openmimo.inference.acceptance import measure_acceptance
-from openmimo.inference.engine import Engine, PlainDecoder
+from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request, RequestId
 from openmimo.inference.sampling import sample_seed
 from openmimo.model.mimo import MiMo
@@ -100,7 +100,7 @@ class Answers:
     def _answer(self, model: MiMo, requests: list[Request]) -> list[dict[str, Any]] | None:
         """The answers to a chunk; None if a stop was requested meanwhile."""
         engine = Engine(
-            PlainDecoder(model),
+            model,
             slots=len(requests),
             max_length=max(len(r.prompt_ids) + r.max_new_tokens for r in requests),
             used_vocab=self._tokenizer.vocab_size,

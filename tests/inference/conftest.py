@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
 from openmimo.config.schema import ModelConfig
 from openmimo.inference.protocol import Request
-from openmimo.inference.sampling import Settings, sample
+from openmimo.inference.sampling import Settings, draw, log_probabilities, uniforms
 from openmimo.model.mimo import MiMo
 
 
@@ -33,15 +34,13 @@ def make_model(seed: int = 0, **changes: object) -> MiMo:
 @torch.inference_mode()
 def reference(model: MiMo, request: Request, used_vocab: int | None = None) -> list[int]:
     """Generate without cache, batch or engine: one full forward pass a token."""
-    settings = Settings(
-        torch.tensor([float(request.temperature)]),
-        torch.tensor([float(request.top_p)]),
-        torch.tensor([request.seed]),
-    )
+    settings = Settings.of([request], used_vocab or model.config.vocab_size)
+    seed = np.array([request.seed], np.uint64)
     ids = list(request.prompt_ids)
     while len(ids) < len(request.prompt_ids) + request.max_new_tokens:
-        logits = model(torch.tensor([ids]))[:, -1, :used_vocab]
-        token, _ = sample(logits, settings, torch.tensor([len(ids)]))
+        logits = model(torch.tensor([ids]))[:, -1:, :used_vocab]
+        uniform = torch.from_numpy(uniforms(seed, np.array([len(ids)])))[:, None]
+        token, _ = draw(log_probabilities(logits, settings), settings, uniform)
         ids.append(int(token))
         if ids[-1] in request.stop_ids:
             break

@@ -9,7 +9,6 @@ import torch
 from openmimo.inference.acceptance import measure_acceptance
 from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request
-from openmimo.inference.speculative import SpeculativeDecoder
 from openmimo.model.mimo import MiMo
 
 
@@ -36,7 +35,7 @@ def test_it_counts_what_the_engine_counts(taught: Any) -> None:
     model, tokenizer = grown(taught[0], 2), taught[1]
     asked = requests(tokenizer, 24)
     found = measure_acceptance(model, asked, tokenizer.vocab_size)
-    engine = Engine(SpeculativeDecoder(model, 2), slots=24, max_length=60,
+    engine = Engine(model, drafts=2, slots=24, max_length=60,
                     used_vocab=tokenizer.vocab_size)  # fmt: skip
     answers = engine.run(asked)
     assert found["acceptance"] == engine.stats().acceptance

@@ -5,12 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openmimo.errors import UserError
-from openmimo.inference.engine import Engine, PlainDecoder
+from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request
 
 
 def engine_for(model, slots=4, max_length=40, **options):
-    return Engine(PlainDecoder(model), slots=slots, max_length=max_length, **options)
+    return Engine(model, slots=slots, max_length=max_length, **options)
 
 
 def mixed_requests(count, seed=0, vocab=61):

@@ -16,7 +16,7 @@ import torch
 from tokenizers import AddedToken, models, pre_tokenizers, trainers
 
 from openmimo.config.schema import ModelConfig, OptimizerConfig
-from openmimo.inference.engine import Engine, PlainDecoder
+from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request
 from openmimo.interop.gguf_read import GGUFSource
 from openmimo.interop.gguf_tokenizer import _NORMALIZERS, _SPLITS
@@ -57,7 +57,7 @@ def export(path: Path, model: MiMo, tokenizer: Tokenizer | None, dtype: str = "f
 
 def greedy(model: MiMo, prompts: list[list[int]], new: int, stop: list[int]) -> list[list[int]]:
     """Our engine's answers."""
-    engine = Engine(PlainDecoder(model), slots=16, max_length=max(map(len, prompts)) + new)
+    engine = Engine(model, slots=16, max_length=max(map(len, prompts)) + new)
     requests = [
         Request(number, prompt, new, temperature=0.0, stop_ids=stop)
         for number, prompt in enumerate(prompts)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from openmimo.config.schema import ModelConfig, OptimizerConfig, RLConfig
-from openmimo.inference.engine import Engine, PlainDecoder
+from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request
 from openmimo.judge.verdict import Status
 from openmimo.model.mimo import MiMo
@@ -35,7 +35,7 @@ def make_model(seed: int = 0) -> MiMo:
 
 def sampled(model: MiMo, scores: Sequence[Sequence[float | None]] = SCORES) -> list[Group]:
     """Groups of the real engine: prompts and answers of many lengths, with the given scores."""
-    engine = Engine(PlainDecoder(model), slots=5, max_length=40, used_vocab=USED)
+    engine = Engine(model, slots=5, max_length=40, used_vocab=USED)
     groups = []
     for number, line in enumerate(scores):
         prompt = [(7 * number + i) % USED for i in range(1 + 5 * number)]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from openmimo.inference.engine import Engine, PlainDecoder
+from openmimo.inference.engine import Engine
 from openmimo.model.mimo import MiMo
 from openmimo.rewards.pool import RewardPool
 from openmimo.rl.stream import PromptStream
@@ -35,7 +35,7 @@ class Setup:
         model, self.tokenizer, self.problems = taught
         self.slots = slots
         self.engine = Engine(
-            PlainDecoder(model), slots=slots, max_length=64, used_vocab=self.tokenizer.vocab_size
+            model, slots=slots, max_length=64, used_vocab=self.tokenizer.vocab_size
         )
         self.driver = RolloutDriver(
             self.engine,

@@ -1,0 +1,272 @@
+"""The model as the engine runs it: joined matrices, a cache, and as few operations as possible.
+
+It computes what `model.mimo.MiMo` computes. At small sizes a decode step is bound by the number of
+operations, not by their work. So the matrices that read one input are joined, a residual is added
+inside a matrix product, RoPE tables are made once, and the query heads that share a key head are
+attended to as if they were more queries of it, which spares copies of the keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openmimo.config.schema import ModelConfig
+from openmimo.errors import UserError
+from openmimo.inference.cache import KVCache
+from openmimo.model.mimo import MiMo
+from openmimo.model.rope import rope_tables
+
+Weights = Callable[[str], Tensor]
+
+
+class Span:
+    """What all layers of one forward pass share: which rows, which positions, who sees whom.
+
+    Args:
+        rows: consecutive rows of the cache, N of them.
+        positions: int64 [N, T].
+        length: cache entries that are read; more than any position.
+        model: for its RoPE tables.
+    """
+
+    def __init__(self, model: PackedModel, rows: slice, positions: Tensor, length: int) -> None:
+        self.shape = positions.shape
+        self.rows, self.positions, self.length = rows, positions, length
+        self.index = torch.arange(rows.start, rows.stop, device=positions.device)[:, None]
+        self.cos, self.sin = model.cos[positions][:, :, None], model.sin[positions][:, :, None]
+        seen = torch.arange(length, device=positions.device) <= positions[..., None]
+        mask = torch.zeros(seen.shape, dtype=model.dtype, device=positions.device)
+        mask.masked_fill_(~seen, float("-inf"))
+        if self.shape[1] > 1:  # the queries of all heads that share a key head follow one another
+            mask = mask[:, None].expand(-1, model.groups, -1, -1).flatten(1, 2)
+        self.mask = mask[:, None]
+
+
+class PackedBlock:
+    """One pre-norm layer."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+        size, head = config.hidden_size, config.head_dim
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.eps = config.rms_norm_eps
+
+        def empty(*shape: int) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        self.qkv = empty((self.heads + 2 * self.kv_heads) * head, size)
+        self.qkv_bias = empty(self.qkv.shape[0])
+        self.out = empty(size, self.heads * head)
+        self.gate_up = empty(2 * config.intermediate_size, size)
+        self.down = empty(size, config.intermediate_size)
+        self.norm, self.mlp_norm = empty(size), empty(size)
+
+    def load(self, weights: Weights, name: str) -> None:
+        """Copy the layer called `name`."""
+        attention, mlp = f"{name}.self_attn", f"{name}.mlp"
+        qkv = [f"{attention}.{part}_proj" for part in "qkv"]
+        torch.cat([weights(f"{part}.weight") for part in qkv], out=self.qkv)
+        torch.cat([weights(f"{part}.bias") for part in qkv], out=self.qkv_bias)
+        self.out.copy_(weights(f"{attention}.o_proj.weight"))
+        parts = [weights(f"{mlp}.{part}_proj.weight") for part in ("gate", "up")]
+        torch.cat(parts, out=self.gate_up)
+        self.down.copy_(weights(f"{mlp}.down_proj.weight"))
+        self.norm.copy_(weights(f"{name}.input_layernorm.weight"))
+        self.mlp_norm.copy_(weights(f"{name}.post_attention_layernorm.weight"))
+
+    def __call__(self, x: Tensor, span: Span, cache: KVCache, layer: int) -> Tensor:
+        """x [N * T, D] -> the same shape; keys and values go to `layer` of the cache."""
+        attended = self._attend(rms_norm(x, self.norm, self.eps), span, cache, layer)
+        x = torch.addmm(x, attended, self.out.t())
+        gate, up = (rms_norm(x, self.mlp_norm, self.eps) @ self.gate_up.t()).chunk(2, dim=-1)
+        return torch.addmm(x, F.silu(gate).mul_(up), self.down.t())
+
+    def _attend(self, x: Tensor, span: Span, cache: KVCache, layer: int) -> Tensor:
+        (rows, steps), heads, groups = span.shape, self.heads, self.heads // self.kv_heads
+        qkv = torch.addmm(self.qkv_bias, x, self.qkv.t()).view(rows, steps, -1, span.cos.shape[-1])
+        rotate(qkv[:, :, : heads + self.kv_heads], span.cos, span.sin)
+        cache.write(layer, span.index, span.positions, qkv[:, :, heads:])
+        q = qkv[:, :, :heads].unflatten(2, (self.kv_heads, groups))  # [N, T, kv, groups, head]
+        q = q.permute(0, 2, 3, 1, 4).flatten(2, 3)
+        k, v = cache.read(layer, span.rows, span.length)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=span.mask)
+        out = out.unflatten(2, (groups, steps)).permute(0, 3, 1, 2, 4)
+        return out.reshape(rows * steps, -1)
+
+
+class PackedMTPLayer(PackedBlock):
+    """An MTP layer; see `model.mimo.MTPLayer`."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(config, dtype, device)
+        size = config.hidden_size
+        self.input = torch.empty(size, 2 * size, dtype=dtype, device=device)
+        norms = torch.empty(3, size, dtype=dtype, device=device)
+        self.hidden_norm, self.token_norm, self.final_norm = norms
+
+    def load(self, weights: Weights, name: str) -> None:
+        """Copy the layer called `name`."""
+        super().load(weights, name)
+        self.input.copy_(weights(f"{name}.input_proj.weight"))
+        self.hidden_norm.copy_(weights(f"{name}.hidden_layernorm.weight"))
+        self.token_norm.copy_(weights(f"{name}.token_layernorm.weight"))
+        self.final_norm.copy_(weights(f"{name}.final_layernorm.weight"))
+
+    def draft(
+        self, hidden: Tensor, embedding: Tensor, span: Span, cache: KVCache, layer: int
+    ) -> Tensor:
+        """hidden, embedding [N * T, D] -> the head's input, the same shape."""
+        both = torch.cat(
+            [
+                rms_norm(hidden, self.hidden_norm, self.eps),
+                rms_norm(embedding, self.token_norm, self.eps),
+            ],
+            dim=-1,
+        )
+        return rms_norm(self(both @ self.input.t(), span, cache, layer), self.final_norm, self.eps)
+
+
+class PackedModel:
+    """A copy of a model's weights, laid out for inference.
+
+    Args:
+        model: on the device to run on.
+        length: positions that RoPE tables are made for.
+        mtp_layers: how many of the model's MTP layers to take.
+        dtype: of the weights, the computation and the cache; default: `compute_dtype(model)`.
+        consume: empty each of the model's layers once it is copied, so that at no time there are
+            two copies of all weights; the model cannot be used afterwards.
+    """
+
+    def __init__(
+        self,
+        model: MiMo,
+        length: int,
+        mtp_layers: int = 0,
+        dtype: torch.dtype | None = None,
+        consume: bool = False,
+    ) -> None:
+        config, weight = model.config, model.lm_head.weight
+        self.config, self.device = config, weight.device
+        self.dtype = dtype or compute_dtype(model)
+        self.groups = config.num_attention_heads // config.num_key_value_heads
+        self._length = length
+        shape = self.dtype, self.device
+        self.layers = [PackedBlock(config, *shape) for _ in range(config.num_hidden_layers)]
+        self.mtp_layers = [PackedMTPLayer(config, *shape) for _ in range(mtp_layers)]
+        self.embedding = torch.empty(weight.shape, dtype=self.dtype, device=self.device)
+        self.head = torch.empty_like(self.embedding)
+        self.norm = torch.empty(config.hidden_size, dtype=self.dtype, device=self.device)
+        if consume:
+            self._load(model.state_dict(), model.rope_base, release=True)
+        else:
+            self.update(model)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the weights, in bytes."""
+        blocks = [vars(block).values() for block in [*self.layers, *self.mtp_layers]]
+        tensors = [t for values in blocks for t in values if isinstance(t, Tensor)]
+        tensors += [self.embedding, self.head, self.norm]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    @torch.no_grad()
+    def update(self, weights: MiMo | Mapping[str, Tensor]) -> None:
+        """Copy other weights over the present ones.
+
+        Raises:
+            UserError: a tensor is missing or has another shape.
+        """
+        if isinstance(weights, MiMo):
+            self._load(weights.state_dict(), weights.rope_base)
+        else:
+            self._load(weights, self._rope_base)
+
+    def _load(self, tensors: Mapping[str, Tensor], rope_base: float, release: bool = False) -> None:
+        def weights(name: str) -> Tensor:
+            if name not in tensors:
+                raise UserError(f"the new weights lack {name}: is this the same kind of model?")
+            return tensors[name].detach().to(self.device, self.dtype)
+
+        loads = [
+            (block.load, f"model.{kind}.{index}")
+            for kind, blocks in (("layers", self.layers), ("mtp_layers", self.mtp_layers))
+            for index, block in enumerate(blocks)
+        ]
+        for load, name in loads:
+            load(weights, name)
+            if release:
+                for key in [key for key in tensors if key.startswith(f"{name}.")]:
+                    tensors[key].untyped_storage().resize_(0)
+        for target, name in (
+            (self.embedding, "model.embed_tokens.weight"),
+            (self.head, "lm_head.weight"),
+            (self.norm, "model.norm.weight"),
+        ):
+            target.copy_(weights(name))
+            if release:
+                tensors[name].untyped_storage().resize_(0)
+        self._rope_base = rope_base
+        positions = torch.arange(self._length, device=self.device)[None]
+        config = self.config
+        cos, sin = rope_tables(positions, config.head_dim, rope_base, config.rope_scaling)
+        sin = sin[0, 0]
+        half = sin.shape[-1] // 2
+        self.cos, self.sin = cos[0, 0], torch.cat([-sin[:, :half], sin[:, half:]], dim=-1)
+
+    def hidden(self, ids: Tensor, span: Span, cache: KVCache) -> Tensor:
+        """Trunk output before the final norm, [N, T, D], of ids int64 [N, T]."""
+        x = F.embedding(ids.reshape(-1), self.embedding)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, span, cache, index)
+        return x.view(*ids.shape, -1)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits [..., vocab] of `hidden`'s output."""
+        return rms_norm(hidden, self.norm, self.config.rms_norm_eps) @ self.head.t()
+
+    def draft(self, layer: int, hidden: Tensor, ids: Tensor, span: Span, cache: KVCache) -> Tensor:
+        """What `MiMo.mtp_draft` computes, [N, T, D]; MTP layer i uses layer i of the cache."""
+        hidden, embedding = hidden.flatten(0, 1), F.embedding(ids.reshape(-1), self.embedding)
+        if self.config.mtp_hidden == "post_norm":
+            hidden = rms_norm(hidden, self.norm, self.config.rms_norm_eps)
+        if self.config.mtp_mask_first:
+            embedding = embedding * (span.positions != 0).reshape(-1, 1)
+        return (
+            self.mtp_layers[layer].draft(hidden, embedding, span, cache, layer).view(*ids.shape, -1)
+        )
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`model.mimo.RMSNorm`."""
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """RoPE in place: x [N, T, heads, head_dim], tables [N, T, 1, head_dim].
+
+    The first half of `sin` has the opposite sign, so that the swapped halves need none.
+    """
+    wide = x.float()
+    first, second = wide.chunk(2, dim=-1)
+    swapped = torch.cat([second, first], dim=-1)
+    if wide is x:
+        x.mul_(cos).addcmul_(swapped, sin)
+    else:
+        x.copy_((wide * cos).addcmul_(swapped, sin))
+
+
+def compute_dtype(model: MiMo) -> torch.dtype:
+    """The model's own dtype, or float32 on a CPU without instructions for narrower ones."""
+    weight = model.lm_head.weight
+    if weight.device.type == "cpu" and not cpu_has_bfloat16():
+        return torch.float32
+    return torch.float32 if weight.dtype == torch.float16 else weight.dtype
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether bfloat16 products are fast here; without AVX-512 BF16 or AMX they are emulated."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
