@@ -95,9 +95,7 @@ def time_peer(peer: Any, requests: list[Request], rows: int) -> float:
 def measure(options: argparse.Namespace) -> dict[str, float]:
     """Median tokens per second of both sides on both loads."""
     model = make_model(options.hidden, options.layers)
-    engine = Engine(
-        model, slots=options.rows, max_length=options.prompt + options.answer
-    )
+    engine = Engine(model, slots=options.rows, max_length=options.prompt + options.answer)
     peer = None if options.no_peer else peer_model(model)
     figures: dict[str, float] = {
         "rows": options.rows,

@@ -70,7 +70,8 @@ def answer(
 ) -> Greedy:
     """The native engine's answers, at most `lengths` tokens long, with one draft a step."""
     engine = Engine(
-        model, drafts=1,
+        model,
+        drafts=1,
         slots=min(64, len(prompts)),
         max_length=max(len(p) + length for p, length in zip(prompts, lengths, strict=True)),
         used_vocab=tokenizer.vocab_size,

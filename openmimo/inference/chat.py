@@ -10,9 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from openmimo.errors import UserError
-from openmimo.inference.engine import Decoder, Engine, PlainDecoder
+from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request
-from openmimo.inference.speculative import SpeculativeDecoder
 from openmimo.model.checkpoint import load_release
 from openmimo.model.mimo import MiMo
 from openmimo.tokenizer import StreamDecoder, Tokenizer
@@ -27,7 +26,8 @@ class Conversation:
         model, tokenizer: as `load_release` returns them.
         template: a request whose settings and seed every answer takes.
         system: system prompt; MiMo recommends the empty one.
-        speculative: draft with all MTP layers; changes the speed alone.
+        speculative: draft with the MTP layers while that saves time; changes the speed alone.
+        consume: the model is not needed for anything else.
     """
 
     def __init__(
@@ -37,10 +37,21 @@ class Conversation:
         template: Request,
         system: str = "",
         speculative: bool = True,
+        consume: bool = False,
     ) -> None:
-        self._model, self._tokenizer, self._system = model, tokenizer, system
+        self._tokenizer, self._system = tokenizer, system
         self._template = replace(template, stop_ids=(tokenizer.eos_id, tokenizer.doc_end_id))
-        self._drafts = len(model.mtp_layers) if speculative else 0
+        self._context = model.config.max_position_embeddings
+        # One engine for all answers: it reads only what has been said since the last one.
+        self._engine = Engine(
+            model,
+            slots=1,
+            max_length=self._context,
+            used_vocab=tokenizer.vocab_size,
+            drafts="auto" if speculative else 0,
+            prefill_tokens=1024,
+            consume=consume,
+        )
         self._messages: list[dict[str, str]] = []
         self._answers = 0
 
@@ -59,17 +70,18 @@ class Conversation:
         """
         asked = {"role": "user", "content": text}
         prompt = self._tokenizer.chat_prompt([*self._messages, asked], self._system)
-        room = self._model.config.max_position_embeddings - len(prompt)
+        room = self._context - len(prompt)
         if room < 1:
             raise UserError(
                 f"the conversation has {len(prompt)} tokens, more than the model's context of "
-                f"{self._model.config.max_position_embeddings}; start anew with /reset"
+                f"{self._context}; start anew with /reset"
             )
         request = replace(
             self._template,
             prompt_ids=prompt,
             max_new_tokens=min(room, self._template.max_new_tokens),
             seed=self._template.seed + self._answers,
+            id=self._answers,
         )
         self._answers += 1
         said = ""
@@ -81,29 +93,21 @@ class Conversation:
             self._messages += [asked, {"role": "assistant", "content": said}]
 
     def _stream(self, request: Request) -> Generator[str]:
-        decoder: Decoder = PlainDecoder(self._model)
-        if self._drafts:
-            decoder = SpeculativeDecoder(self._model, self._drafts)
-        engine = Engine(
-            decoder,
-            slots=1,
-            max_length=len(request.prompt_ids) + request.max_new_tokens,
-            used_vocab=self._tokenizer.vocab_size,
-        )
+        engine = self._engine
         engine.submit([request])
         text, fed = StreamDecoder(self._tokenizer), 0
-        while True:
-            finished = engine.step()
-            new = (
-                finished[0].token_ids[fed:]
-                if finished
-                else (engine.generated(request.id, fed).token_ids)
-            )
-            if piece := text.feed(*new.tolist()):
-                yield piece
-            fed += len(new)
-            if finished:
-                break
+        try:
+            while True:
+                finished = engine.step()
+                done = finished[0] if finished else engine.generated(request.id)
+                new = done.token_ids[fed:]
+                if piece := text.feed(*new.tolist()):
+                    yield piece
+                fed += len(new)
+                if finished:
+                    break
+        finally:
+            engine.abort([request.id])
         if piece := text.finish():
             yield piece
 
@@ -137,7 +141,7 @@ def chat(
     template = Request("chat", [0], max_tokens, temperature, top_p, seed)
     model, tokenizer = load_release(model_dir)
     model.eval()
-    conversation = Conversation(model, tokenizer, template, system, speculative)
+    conversation = Conversation(model, tokenizer, template, system, speculative, consume=True)
     if sys.stdin.isatty():
         _in_terminal(conversation)
     else:

@@ -70,6 +70,8 @@ class Engine:
             raise UserError(f"the engine has {slots} slots; give it at least 1")
         if used_vocab is not None and not 0 < used_vocab <= vocab:
             raise UserError(f"used_vocab is {used_vocab}, but the model's head has {vocab} rows")
+        if prefill_tokens < 1:
+            raise UserError(f"prefill_tokens is {prefill_tokens}; read at least 1 token at a time")
         if not 0 <= most <= layers:
             raise UserError(
                 f"cannot draft {drafts} tokens a step: the model has {layers} MTP layers, and each "
@@ -78,13 +80,15 @@ class Engine:
         if collect and not most:
             raise UserError("hidden states are kept only for drafting: allow the engine drafts")
         self._vocab, self._max_length, self._collect = vocab, max_length, collect
+        self._used_vocab = used_vocab or vocab
         self._prefill_tokens, self._most_drafts = prefill_tokens, most
         self._policy = DraftPolicy(most) if drafts == "auto" and most else None
         with torch.inference_mode():
             self._model = PackedModel(model, max_length + spare(most), most, consume=consume)
-            used = used_vocab or vocab
-            self._decoder = Decoder(self._model, slots, max_length, used, most, prefill_tokens)
-        self._rows = Rows(slots, max_length, spare(most), used)
+            self._decoder = Decoder(
+                self._model, slots, max_length, self._used_vocab, most, prefill_tokens
+            )
+        self._rows = Rows(slots, max_length, spare(most), self._used_vocab)
         self._waiting = Waiting(self._rows, slots, prefill_tokens)
         self._cohort: Cohort | None = None
         self._entry_seconds = 0.0
@@ -122,6 +126,11 @@ class Engine:
                 f"request {request.id}: {len(prompt)} prompt tokens and {request.max_new_tokens} "
                 f"new ones make {total}, but the engine's max_length is {self._max_length}; "
                 "shorten one or raise max_length"
+            )
+        if request.alternatives > self._used_vocab:
+            raise UserError(
+                f"request {request.id}: {request.alternatives} alternatives, but only "
+                f"{self._used_vocab} tokens can be drawn"
             )
         if prompt.min() < 0 or prompt.max() >= self._vocab:
             raise UserError(
