@@ -140,7 +140,7 @@ class PackedModel:
         length: positions that RoPE tables are made for.
         mtp_layers: how many of the model's MTP layers to take.
         dtype: of the weights, the computation and the cache; default: `compute_dtype(model)`.
-        consume: empty each of the model's layers once it is copied, so that at no time there are
+        consume: empty each of the model's parameters as it is copied, so that at no time there are
             two copies of all weights; the model cannot be used afterwards.
     """
 
@@ -164,10 +164,7 @@ class PackedModel:
         self.embedding = torch.empty(weight.shape, dtype=self.dtype, device=self.device)
         self.head = torch.empty_like(self.embedding)
         self.norm = torch.empty(config.hidden_size, dtype=self.dtype, device=self.device)
-        if consume:
-            self._load(model.state_dict(), model.rope_base, release=True)
-        else:
-            self.update(model)
+        self._load(taken_from(model) if consume else model.get_parameter, model.rope_base)
 
     def _blocks(self) -> list[tuple[str, PackedBlock]]:
         """Every layer with its name in a state dict."""
@@ -196,7 +193,7 @@ class PackedModel:
         rope_base = weights.rope_base if isinstance(weights, MiMo) else self._rope_base
         tensors = weights.state_dict() if isinstance(weights, MiMo) else weights
         self._check(tensors)
-        self._load(tensors, rope_base)
+        self._load(tensors.__getitem__, rope_base)
 
     def _check(self, tensors: Mapping[str, Tensor]) -> None:
         """Before anything is copied: a half-copied model would go on as if nothing was wrong."""
@@ -210,21 +207,15 @@ class PackedModel:
                     f"{shape} in the model: are they of the same model?"
                 )
 
-    def _load(self, tensors: Mapping[str, Tensor], rope_base: float, release: bool = False) -> None:
+    def _load(self, read: Weights, rope_base: float) -> None:
         def weights(name: str) -> Tensor:
-            return tensors[name].detach().to(self.device, self.dtype)
+            return read(name).detach().to(self.device, self.dtype)
 
         for name, block in self._blocks():
             block.load(weights, name)
-            if release:
-                for key in [key for key in tensors if key.startswith(f"{name}.")]:
-                    tensors[key].untyped_storage().resize_(0)
-        for target, name in (
-            (self.embedding, EMBEDDING), (self.head, HEAD), (self.norm, NORM)
-        ):  # fmt: skip
-            target.copy_(weights(name))
-            if release:
-                tensors[name].untyped_storage().resize_(0)
+        self.embedding.copy_(weights(EMBEDDING))
+        self.head.copy_(weights(HEAD))
+        self.norm.copy_(weights(NORM))
         self._rope_base = rope_base
         positions = torch.arange(self._length, device=self.device)[None]
         config = self.config
@@ -254,6 +245,18 @@ class PackedModel:
         return (
             self.mtp_layers[layer].draft(hidden, embedding, span, cache, layer).view(*ids.shape, -1)
         )
+
+
+def taken_from(model: MiMo) -> Weights:
+    """Reads parameters by name; the model loses each one that is read."""
+
+    def take(name: str) -> Tensor:
+        parameter = model.get_parameter(name)
+        tensor = parameter.detach()
+        parameter.data = tensor.new_empty(0)
+        return tensor
+
+    return take
 
 
 def rms_norm(x: Tensor, weight: Tensor, root_eps: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def last_input_size(config: ModelConfig, read: Read) -> float:
     by layer, in float32, and memory holds one layer.
     """
     ids = torch.randint(config.vocab_size, (1, PROBE), generator=torch.Generator().manual_seed(0))
-    context = Context(config, torch.arange(PROBE)[None], config.rope_theta, None)
+    context = Context(config, torch.arange(PROBE)[None], config.rope_theta)
     x = read(EMBEDDING)[ids].float()
     with torch.device("meta"):
         layer = Block(config)
@@ -64,6 +64,6 @@ def last_input_size(config: ModelConfig, read: Read) -> float:
     for index in range(config.num_hidden_layers - 1):
         weights = {name: read(f"{LAYER}{index}.{name}").float() for name in names}
         layer.load_state_dict(weights, assign=True)
-        x = layer(x, context, 0)
+        x = layer(x, context)
     size = x.square().mean(dim=-1).sqrt().median().item()
     return size if 0 < size < math.inf else 1.0  # a trunk of zeros, say
