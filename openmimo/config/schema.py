@@ -319,6 +319,15 @@ class RLConfig(Config):
     """Tiers trained on; the hard tier is for evaluation unless an experiment says otherwise."""
     slots: int = Field(default=256, gt=0)
     """Sequences decoded at once."""
+    drafts: int = Field(default=0, ge=0)
+    """Tokens that the MTP layers draft in each decode step; changes the speed alone."""
+    mtp_refresh_steps: int = Field(default=0, ge=0)
+    """Updates of the MTP layers after each rollout step, on its answers, so that their drafts keep
+    fitting the trunk. The recipe freezes them: 0."""
+    mtp_refresh_rate: float = Field(default=3e-4, gt=0)
+    """Learning rate of these updates."""
+    mtp_refresh_tokens: int = Field(default=16_384, gt=0)
+    """Most tokens of a step's answers that they read, the latest ones."""
     reward_lag: int = Field(default=16, ge=0)
     """Decode steps between a sample's end and the use of its reward. Fixed, so that which prompts
     start when does not depend on how fast the verifiers are, and a run can be repeated."""
@@ -337,6 +346,8 @@ class RLConfig(Config):
             raise ValueError("max_prompts must be at least prompts_per_step")
         if self.slots < self.group_size:
             raise ValueError("slots must be at least group_size: a group is decoded together")
+        if self.mtp_refresh_steps and not self.drafts:
+            raise ValueError("mtp_refresh_steps without drafts: nothing would use the MTP layers")
         return self
 
 

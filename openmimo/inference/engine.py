@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from openmimo.errors import UserError
@@ -28,8 +29,9 @@ from openmimo.inference.protocol import Completion, EngineStats, Request, Reques
 from openmimo.inference.rows import Emitted, QueuedRequest, Rows
 from openmimo.model.mimo import MiMo
 
-Collect = Callable[[np.ndarray, Tensor], None]
-"""Takes a finished request's tokens int64 [n], prompt first, and h [n-1, D] of all but the last."""
+Collect = Callable[[Request, NDArray[np.int64], Tensor], None]
+"""Takes a finished request, its tokens int64 [n], prompt first, and h [n-1, D] of all but the last
+(in the dtype that the engine computes in, on its device)."""
 
 
 class Engine:
@@ -265,7 +267,7 @@ class Engine:
         return time.perf_counter()
 
     def _count(
-        self, drafts: int, emitted: Emitted, kept: np.ndarray, finished: Sequence[int]
+        self, drafts: int, emitted: Emitted, kept: NDArray[np.int64], finished: Sequence[int]
     ) -> None:
         """Drafts beyond the end of an answer, right or wrong, are thrown away and not counted."""
         stats = self._stats
@@ -291,7 +293,8 @@ class Engine:
             for row in rows:
                 known = int(self._rows.known[row])
                 hidden = self._decoder.drafter.hidden(row, known - 1)
-                self._collect(self._rows.tokens[row, :known].copy(), hidden)
+                request = self._rows.queued[row].request
+                self._collect(request, self._rows.tokens[row, :known].copy(), hidden)
         self._in_flight.difference_update(c.request_id for c in completions)
         self._decoder.copy_rows(*self._waiting.close_holes(rows, self._cohort))
         return completions

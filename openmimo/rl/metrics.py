@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from openmimo.config.schema import RLConfig
+from openmimo.inference.protocol import EngineStats
 from openmimo.rl.stream import Draw
 from openmimo.rollout.driver import Group, Rollout
 
@@ -56,3 +57,21 @@ def step_metrics(
         values[key] = _mean([update[key] for update in updates])
     values["ratio_max"] = max((update["ratio_max"] for update in updates), default=None)
     return values
+
+
+def draft_metrics(
+    before: EngineStats, after: EngineStats, losses: Sequence[float]
+) -> dict[str, float]:
+    """What the drafts of a step were worth; empty if nothing was drafted.
+
+    Args:
+        before, after: the engine's counters.
+        losses: each MTP layer's at the end of its refresh; empty without one.
+    """
+    values: dict[str, float] = {}
+    pairs = zip(before.drafts_offered, before.drafts_accepted, strict=True)
+    for layer, (offered, accepted) in enumerate(pairs):
+        drafts = after.drafts_offered[layer] - offered
+        if drafts:
+            values[f"acceptance_{layer}"] = (after.drafts_accepted[layer] - accepted) / drafts
+    return values | {f"mtp_loss_{layer}": loss for layer, loss in enumerate(losses)}

@@ -24,7 +24,7 @@ from openmimo.model.checkpoint import load_model, save_model
 from openmimo.model.mimo import MiMo
 from openmimo.progress import Progress
 from openmimo.rewards.pool import JUDGE_LIMITS, RewardPool
-from openmimo.rl.metrics import step_metrics
+from openmimo.rl.metrics import draft_metrics, step_metrics
 from openmimo.rl.stream import Draw, PromptStream
 from openmimo.rl.update import grpo_update
 from openmimo.rollout.demand import ValidRate
@@ -35,6 +35,7 @@ from openmimo.runs import Run, Stage
 from openmimo.tokenizer import Tokenizer
 from openmimo.training.checkpoint import load_checkpoint, save_checkpoint
 from openmimo.training.loop import constant_with_warmup
+from openmimo.training.online_mtp import OnlineMTP
 from openmimo.training.optim import build_optimizer
 
 Variant = Literal["rl", "rl_zero"]
@@ -110,11 +111,20 @@ def train(
     if longest >= context:
         raise UserError(f"a prompt has {longest} tokens and the model's context only {context}")
     max_length = min(longest + config.max_new_tokens, context)
+    online = OnlineMTP(
+        model,
+        config.mtp_refresh_steps,
+        config.mtp_refresh_rate,
+        config.mtp_refresh_tokens,
+        config.tokens_per_microbatch,
+    )
     engine = Engine(
         model,
         slots=config.slots,
         max_length=max_length,
         used_vocab=tokenizer.vocab_size,
+        drafts=config.drafts,
+        collect=online.collect if config.mtp_refresh_steps else None,
     )
     with (
         RewardPool(scheme=config.reward, judge=JUDGE_LIMITS) as pool,
@@ -143,6 +153,7 @@ def train(
                 seeds = [sample_seed(seed, drawn.number, n) for n in range(config.group_size)]
                 return Prompt(problems[drawn.prompt], prompt_ids[drawn.prompt], seeds)
 
+            before = engine.stats()
             rollout = driver.collect(StepScheduler(step_settings(config), rate), draw)
             stream.commit(rollout.done.all_passed)
             rate = next_rate(rate, rollout, config)
@@ -156,7 +167,9 @@ def train(
             rolled = time.monotonic()
             model.train()
             updates = update_all(model, optimizer, rollout, config, index, tokenizer.vocab_size)
+            _, mtp_losses = online.refresh()
             values = step_metrics(rollout, draws, updates, config)
+            values |= draft_metrics(before, engine.stats(), mtp_losses)
             values |= {
                 "easy_pool_size": stream.pool_size,
                 "epoch": stream.epoch,
