@@ -4,8 +4,8 @@ A step with k drafts takes longer than a plain one and yields 1 + A_1 + .. + A_k
 being the share of steps whose first j drafts are right. Which k yields most a second depends on the
 machine, the model, the number of rows and the text, so it is measured while the engine works:
 durations for each power of two of rows, acceptance as a running mean. The other choices are tried
-again and again, but trying may cost only a small share of the time (`SHARE`, and `LOAN` once) and
-of what drafting has saved (`REINVESTED`).
+again and again. All losses against plain decoding are paid from a budget, which gets a small share
+of the time (`SHARE`, and `LOAN` once) and what drafting saves. Without budget nothing is drafted.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-SHARE = 0.01
-"""Share of the decoding time that trying other choices may cost."""
+SHARE = 0.015
+"""Share of the decoding time that may be lost."""
 LOAN = 0.2
-"""Seconds that trying may cost beyond that, once, so that short answers profit too."""
-REINVESTED = 0.5
-"""Share of the time saved by drafts that later trials may cost."""
+"""Seconds that may be lost beyond that, once, so that short answers profit too."""
 PURSE = 1.0
-"""Most seconds that trials can save up."""
+"""Most seconds in the budget, or else the duration of a hundred steps."""
 TRIAL = 3
 """Steps of a trial, and fewest durations to judge by."""
 MEMORY = 12
@@ -83,12 +81,16 @@ class DraftPolicy:
         for k in sorted(range(len(table)), key=lambda k: table[k].last_step):
             due = not table[k].known or self._step - table[k].last_step > AGE
             if k != best and due and self._price(table, k, best) + backlog[k] <= self._budget:
+                self._doubt()
                 # A trial's first step may be unlike the others: it makes up for the backlog.
                 self._trial = [k] * (TRIAL - 1 if table[k].known else TRIAL)
                 return k
-        if best and backlog[best] > max(self._budget, 0.0):
-            return 0  # rows that have just begun: wait until the work pays
-        return best
+        return best if backlog[best] < self._budget else 0
+
+    def _doubt(self) -> None:
+        """Before a trial: what was seen of the acceptance long ago counts for less."""
+        self._reached = [0.5 * reached for reached in self._reached]
+        self._right = [0.5 * right for right in self._right]
 
     def record(self, rows: int, drafts: int, seconds: float, accepted: Sequence[int]) -> None:
         """A step took `seconds`.
@@ -108,15 +110,16 @@ class DraftPolicy:
         self._budget += SHARE * seconds
         if not table[0].known:
             return
-        gained = (1 + sum(accepted) / rows) * table[0].typical
-        if drafts:
-            self.saved_seconds += gained - seconds
+        tokens = 1 + sum(accepted) / rows
+        saved = tokens * table[0].typical - seconds
         best = self._best(table)
-        if drafts == best and best:
-            self._budget += REINVESTED * max(gained - seconds, 0.0)
-        elif drafts != best:
-            self._budget -= max(seconds - (1 + sum(accepted) / rows) / self._speed(table, best), 0)
-        self._budget = min(self._budget, PURSE)
+        if drafts:
+            self.saved_seconds += saved
+        if drafts != best:
+            self._budget -= max(seconds - tokens / self._speed(table, best), 0.0)
+        elif drafts:
+            self._budget += saved
+        self._budget = min(self._budget, max(PURSE, 100 * seconds))
 
     def spend(self, seconds: float) -> None:
         """Time that went into making up for steps without drafts."""

@@ -8,7 +8,9 @@ attended to as if they were more queries of it, which spares copies of the keys.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +19,32 @@ from torch import Tensor
 from openmimo.config.schema import ModelConfig
 from openmimo.errors import UserError
 from openmimo.inference.cache import KVCache
+from openmimo.inference.matrix import Matrix
 from openmimo.model.layout import EMBEDDING, HEAD, NORM, tensor_shapes
 from openmimo.model.mimo import MiMo
 from openmimo.model.rope import rope_tables
 
 Weights = Callable[[str], Tensor]
+
+SMALL = 500_000_000
+"""Parameters of a model that is small beside the memory of any machine."""
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes the parameters of one model."""
+
+    dtype: torch.dtype
+    device: torch.device
+    small: bool
+
+    def vector(self, size: int) -> Tensor:
+        """A bias or the scale of a norm."""
+        return torch.empty(size, dtype=self.dtype, device=self.device)
+
+    def matrix(self, rows: int, columns: int) -> Matrix:
+        """A weight [rows, columns]."""
+        return Matrix((rows, columns), self.dtype, self.device, single_rows=self.small)
 
 
 class Span:
@@ -50,44 +73,40 @@ class Span:
 class PackedBlock:
     """One pre-norm layer."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, make: Maker) -> None:
         size, head = config.hidden_size, config.head_dim
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.root_eps = torch.tensor(config.rms_norm_eps**0.5, device=device)
-
-        def empty(*shape: int) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=device)
-
-        self.qkv = empty((self.heads + 2 * self.kv_heads) * head, size)
-        self.qkv_bias = empty(self.qkv.shape[0])
-        self.out = empty(size, self.heads * head)
-        self.gate_up = empty(2 * config.intermediate_size, size)
-        self.down = empty(size, config.intermediate_size)
-        self.norm, self.mlp_norm = empty(size), empty(size)
+        self.root_eps = torch.tensor(config.rms_norm_eps**0.5, device=make.device)
+        self.qkv = make.matrix((self.heads + 2 * self.kv_heads) * head, size)
+        self.qkv_bias = make.vector(self.qkv.shape[0])
+        self.out = make.matrix(size, self.heads * head)
+        self.gate_up = make.matrix(2 * config.intermediate_size, size)
+        self.down = make.matrix(size, config.intermediate_size)
+        self.norm, self.mlp_norm = make.vector(size), make.vector(size)
 
     def load(self, weights: Weights, name: str) -> None:
         """Copy the layer called `name`."""
         attention, mlp = f"{name}.self_attn", f"{name}.mlp"
         qkv = [f"{attention}.{part}_proj" for part in "qkv"]
-        torch.cat([weights(f"{part}.weight") for part in qkv], out=self.qkv)
-        torch.cat([weights(f"{part}.bias") for part in qkv], out=self.qkv_bias)
-        self.out.copy_(weights(f"{attention}.o_proj.weight"))
+        self.qkv.load(torch.cat([weights(f"{part}.weight") for part in qkv]))
+        self.qkv_bias.copy_(torch.cat([weights(f"{part}.bias") for part in qkv]))
+        self.out.load(weights(f"{attention}.o_proj.weight"))
         parts = [weights(f"{mlp}.{part}_proj.weight") for part in ("gate", "up")]
-        torch.cat(parts, out=self.gate_up)
-        self.down.copy_(weights(f"{mlp}.down_proj.weight"))
+        self.gate_up.load(torch.cat(parts))
+        self.down.load(weights(f"{mlp}.down_proj.weight"))
         self.norm.copy_(weights(f"{name}.input_layernorm.weight"))
         self.mlp_norm.copy_(weights(f"{name}.post_attention_layernorm.weight"))
 
     def __call__(self, x: Tensor, span: Span, cache: KVCache, layer: int) -> Tensor:
         """x [N * T, D] -> the same shape; keys and values go to `layer` of the cache."""
         attended = self._attend(rms_norm(x, self.norm, self.root_eps), span, cache, layer)
-        x = torch.addmm(x, attended, self.out.t())
-        gate, up = (rms_norm(x, self.mlp_norm, self.root_eps) @ self.gate_up.t()).chunk(2, dim=-1)
-        return torch.addmm(x, F.silu(gate).mul_(up), self.down.t())
+        x = self.out.add_to(x, attended)
+        gate, up = self.gate_up(rms_norm(x, self.mlp_norm, self.root_eps)).chunk(2, dim=-1)
+        return self.down.add_to(x, F.silu(gate).mul_(up))
 
     def _attend(self, x: Tensor, span: Span, cache: KVCache, layer: int) -> Tensor:
         (rows, steps), heads, groups = span.shape, self.heads, self.heads // self.kv_heads
-        qkv = torch.addmm(self.qkv_bias, x, self.qkv.t()).view(rows, steps, -1, span.cos.shape[-1])
+        qkv = self.qkv(x, self.qkv_bias).view(rows, steps, -1, span.cos.shape[-1])
         rotate(qkv[:, :, : heads + self.kv_heads], span.cos, span.sin)
         cache.write(layer, span.index, span.positions, qkv[:, :, heads:])
         q = qkv[:, :, :heads].unflatten(2, (self.kv_heads, groups))  # [N, T, kv, groups, head]
@@ -101,17 +120,17 @@ class PackedBlock:
 class PackedMTPLayer(PackedBlock):
     """An MTP layer; see `model.mimo.MTPLayer`."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(config, dtype, device)
+    def __init__(self, config: ModelConfig, make: Maker) -> None:
+        super().__init__(config, make)
         size = config.hidden_size
-        self.input = torch.empty(size, 2 * size, dtype=dtype, device=device)
-        norms = torch.empty(3, size, dtype=dtype, device=device)
-        self.hidden_norm, self.token_norm, self.final_norm = norms
+        self.input = make.matrix(size, 2 * size)
+        self.hidden_norm, self.token_norm = make.vector(size), make.vector(size)
+        self.final_norm = make.vector(size)
 
     def load(self, weights: Weights, name: str) -> None:
         """Copy the layer called `name`."""
         super().load(weights, name)
-        self.input.copy_(weights(f"{name}.input_proj.weight"))
+        self.input.load(weights(f"{name}.input_proj.weight"))
         self.hidden_norm.copy_(weights(f"{name}.hidden_layernorm.weight"))
         self.token_norm.copy_(weights(f"{name}.token_layernorm.weight"))
         self.final_norm.copy_(weights(f"{name}.final_layernorm.weight"))
@@ -127,9 +146,7 @@ class PackedMTPLayer(PackedBlock):
             ],
             dim=-1,
         )
-        return rms_norm(
-            self(both @ self.input.t(), span, cache, layer), self.final_norm, self.root_eps
-        )
+        return rms_norm(self(self.input(both), span, cache, layer), self.final_norm, self.root_eps)
 
 
 class PackedModel:
@@ -157,13 +174,15 @@ class PackedModel:
         self.dtype = dtype or compute_dtype(model)
         self.groups = config.num_attention_heads // config.num_key_value_heads
         self._length = length
-        shape = self.dtype, self.device
+        # Twice the memory of a small model is little, and its single rows are much faster.
+        small = sum(math.prod(shape) for _, shape in tensor_shapes(config)) < SMALL
+        make = Maker(self.dtype, self.device, small)
         self.root_eps = torch.tensor(config.rms_norm_eps**0.5, device=self.device)
-        self.layers = [PackedBlock(config, *shape) for _ in range(config.num_hidden_layers)]
-        self.mtp_layers = [PackedMTPLayer(config, *shape) for _ in range(mtp_layers)]
+        self.layers = [PackedBlock(config, make) for _ in range(config.num_hidden_layers)]
+        self.mtp_layers = [PackedMTPLayer(config, make) for _ in range(mtp_layers)]
         self.embedding = torch.empty(weight.shape, dtype=self.dtype, device=self.device)
-        self.head = torch.empty_like(self.embedding)
-        self.norm = torch.empty(config.hidden_size, dtype=self.dtype, device=self.device)
+        self.head = make.matrix(*weight.shape)
+        self.norm = make.vector(config.hidden_size)
         self._load(taken_from(model) if consume else model.get_parameter, model.rope_base)
 
     def _blocks(self) -> list[tuple[str, PackedBlock]]:
@@ -179,9 +198,8 @@ class PackedModel:
     def bytes(self) -> int:
         """Memory of the weights, in bytes."""
         blocks = [vars(block).values() for block in [*self.layers, *self.mtp_layers]]
-        tensors = [t for values in blocks for t in values if isinstance(t, Tensor)]
-        tensors += [self.embedding, self.head, self.norm]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        parts = [part for values in blocks for part in values] + [self.embedding, self.head]
+        return sum(part.nbytes for part in parts if isinstance(part, Tensor | Matrix))
 
     @torch.no_grad()
     def update(self, weights: MiMo | Mapping[str, Tensor]) -> None:
@@ -214,7 +232,7 @@ class PackedModel:
         for name, block in self._blocks():
             block.load(weights, name)
         self.embedding.copy_(weights(EMBEDDING))
-        self.head.copy_(weights(HEAD))
+        self.head.load(weights(HEAD))
         self.norm.copy_(weights(NORM))
         self._rope_base = rope_base
         positions = torch.arange(self._length, device=self.device)[None]
@@ -233,7 +251,8 @@ class PackedModel:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [..., vocab] of `hidden`'s output."""
-        return rms_norm(hidden, self.norm, self.root_eps) @ self.head.t()
+        rows = rms_norm(hidden, self.norm, self.root_eps).flatten(0, -2)
+        return self.head(rows).view(*hidden.shape[:-1], -1)
 
     def draft(self, layer: int, hidden: Tensor, ids: Tensor, span: Span, cache: KVCache) -> Tensor:
         """What `MiMo.mtp_draft` computes, [N, T, D]; MTP layer i uses layer i of the cache."""
