@@ -13,7 +13,7 @@ from openmimo.model.mimo import MiMo
 
 
 def make_model(seed: int = 0, **changes: object) -> MiMo:
-    """A tiny model with weights large enough for its outputs to vary."""
+    """A tiny model with weights large enough for its outputs to vary, in every tensor."""
     values: dict[str, object] = {
         "vocab_size": 61,
         "hidden_size": 32,
@@ -27,8 +27,13 @@ def make_model(seed: int = 0, **changes: object) -> MiMo:
         "initializer_range": 0.3,
     }
     model = MiMo(ModelConfig(**{**values, **changes}))  # type: ignore[arg-type]
-    model.init_weights(torch.Generator().manual_seed(seed))
-    return model
+    generator = torch.Generator().manual_seed(seed)
+    model.init_weights(generator)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # a norm or a bias, which begin at 1 and 0
+                parameter += torch.randn(parameter.shape, generator=generator) * 0.2
+    return model.eval()
 
 
 @torch.inference_mode()
