@@ -1,98 +1,383 @@
+"""The engine answers what a full pass a token gives, whatever else it is doing meanwhile."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
 
 from openmimo.errors import UserError
+from openmimo.inference.decoder import spare
 from openmimo.inference.engine import Engine
-from openmimo.inference.protocol import Request
+from openmimo.inference.protocol import Completion, Request, RequestId
+from openmimo.model.mimo import MiMo
+
+MakeModel = Callable[..., MiMo]
+MakeRequests = Callable[..., list[Request]]
+Expected = Callable[[Request], list[int]]
+MAX_LENGTH = 64
 
 
-def engine_for(model, slots=4, max_length=40, **options):
-    return Engine(model, slots=slots, max_length=max_length, **options)
+def engine_for(model: MiMo, slots: int = 4, **options: Any) -> Engine:
+    return Engine(model, **{"slots": slots, "max_length": MAX_LENGTH, **options})
 
 
-def mixed_requests(count, seed=0, vocab=61):
-    rng = np.random.default_rng(seed)
-    return [
-        Request(
-            id=i,
-            prompt_ids=rng.integers(0, vocab, size=rng.integers(1, 12)).tolist(),
-            max_new_tokens=int(rng.integers(1, 20)),
-            temperature=float(rng.choice([0.0, 0.6, 1.0, 1.5])),
-            top_p=float(rng.choice([0.5, 0.95, 1.0])),
-            seed=int(rng.integers(0, 2**40)),
-            stop_ids=tuple(rng.integers(0, vocab, size=rng.integers(0, 9)).tolist()),
-        )
-        for i in range(count)
-    ]
+def finish(engine: Engine) -> dict[RequestId, Completion]:
+    """Step until nothing is in flight."""
+    done: dict[RequestId, Completion] = {}
+    while engine.stats().waiting or engine.stats().active:
+        done.update((c.request_id, c) for c in engine.step())
+    return done
+
+
+@torch.inference_mode()
+def log_probs_of(model: MiMo, ids: Sequence[int], temperature: float = 1.0) -> Tensor:
+    """Full pass: float32 [len(ids) - 1, V], of the tokens after the first."""
+    return (model(torch.tensor([list(ids)]))[0, :-1] / (temperature or 1.0)).log_softmax(-1)
 
 
 @pytest.mark.parametrize("slots", [1, 3, 32])
-def test_completions_equal_generation_without_engine_whatever_the_slots(model, reference, slots):
-    requests = mixed_requests(24)
-    completions = engine_for(model, slots).run(requests)
+@pytest.mark.parametrize("drafts", [0, "auto"])
+def test_completions_equal_generation_without_engine_whatever_the_slots(
+    model: MiMo, mixed_requests: MakeRequests, expected: Expected, slots: int, drafts: Any
+) -> None:
+    requests = mixed_requests(30)
+    completions = engine_for(model, slots, drafts=drafts).run(requests)
     for request, completion in zip(requests, completions, strict=True):
-        expected = reference(model, request)
-        assert completion.token_ids.tolist() == expected
+        answer = expected(request)
+        assert completion.request_id == request.id
+        assert completion.token_ids.tolist() == answer
         assert completion.token_ids.dtype == np.int32
-        stopped = expected[-1] in request.stop_ids
+        stopped = answer[-1] in request.stop_ids
         assert completion.finish_reason == ("stop" if stopped else "length")
+        assert completion.prompt is None
+        assert completion.top_ids.size == 0
 
 
-@settings(max_examples=15)
+@settings(max_examples=25)
 @given(st.data())
-def test_arrival_times_and_aborts_change_no_one_elses_answer(model, reference, data):
-    requests = {r.id: r for r in mixed_requests(10, seed=data.draw(st.integers(0, 5)))}
-    engine = engine_for(model, slots=data.draw(st.integers(1, 5)))
-    to_submit, done = list(requests), {}
-    while len(done) < len(requests):
-        batch = data.draw(st.integers(0 if engine.stats().active else 1, 3))
-        engine.submit(requests[i] for i in to_submit[:batch])
-        del to_submit[:batch]
-        finished = engine.step()
-        if data.draw(st.booleans()):
-            finished += engine.abort([data.draw(st.sampled_from(list(requests)))])
-        done.update((c.request_id, c) for c in finished)
-    # A request that was aborted before its submission simply ran.
-    assert set(done) == set(requests)
-    for i, completion in done.items():
-        expected = reference(model, requests[i])
+def test_arrivals_and_aborts_at_any_step_change_no_one_elses_answer(
+    model: MiMo, mixed_requests: MakeRequests, expected: Expected, data: st.DataObject
+) -> None:
+    """Requests that wait, are being read, lead others or follow, decode, or come once more."""
+    # Few kinds of request, so that many share a prompt.
+    pool = mixed_requests(10, seed=data.draw(st.integers(0, 2)), longest=30)
+    pool = [r for r in pool for _ in range(3)]
+    engine = engine_for(
+        model, slots=data.draw(st.integers(1, 6)), drafts=data.draw(st.sampled_from([0, 2])),
+        prefill_tokens=data.draw(st.sampled_from([1, 7, 16, 16_384])),
+    )  # fmt: skip
+    in_flight: dict[RequestId, Request] = {}
+    for _ in range(data.draw(st.integers(5, 25))):
+        for _ in range(data.draw(st.integers(0, 4))):
+            new = data.draw(st.sampled_from(pool))
+            name = f"{new.id}/{data.draw(st.integers(0, 3))}"
+            if name not in in_flight:
+                in_flight[name] = new
+                engine.submit([Request(**{**vars(new), "id": name})])
+        finished = engine.step() if data.draw(st.integers(0, 4)) else []
+        if in_flight and data.draw(st.integers(0, 2)) == 0:
+            gone = data.draw(st.lists(st.sampled_from([*in_flight, "no such id"]), max_size=3))
+            aborted = engine.abort(gone)
+            names = Counter(c.request_id for c in [*aborted, *finished])
+            assert all(names[i] == 1 for i in gone if i in in_flight)
+            assert all(c.finish_reason == "aborted" for c in aborted)
+            finished += aborted
+        check_answers(finished, in_flight, expected)
+        stats = engine.stats()
+        assert stats.waiting + stats.active == len(in_flight)
+    check_answers(finish(engine).values(), in_flight, expected)
+    assert not in_flight
+
+
+def check_answers(
+    completions: Any, in_flight: dict[RequestId, Request], expected: Expected
+) -> None:
+    for completion in completions:
+        answer = expected(in_flight.pop(completion.request_id))
         if completion.finish_reason == "aborted":
-            expected = expected[: len(completion.token_ids)]
-        assert completion.token_ids.tolist() == expected
+            answer = answer[: len(completion.token_ids)]
+        assert completion.token_ids.tolist() == answer
 
 
-def test_log_probs_are_those_of_a_full_forward_pass(model):
-    request = Request("a", [5, 9, 2], max_new_tokens=15, temperature=1.0, seed=4)
-    [completion] = engine_for(model).run([request])
-    ids = torch.tensor([[5, 9, 2, *completion.token_ids.tolist()]])
+def test_a_long_soak(model: MiMo, mixed_requests: MakeRequests, expected: Expected) -> None:
+    rng = np.random.default_rng(0)
+    pool = [r for seed in range(3, 8) for r in mixed_requests(30, seed=seed, longest=40)]
+    engine = engine_for(model, slots=7, drafts="auto", prefill_tokens=24)
+    in_flight: dict[RequestId, Request] = {}
+    answered = 0
+    for number in range(1000):
+        while len(in_flight) < 12 and rng.random() < 0.6:
+            new = pool[rng.integers(len(pool))]
+            name = f"{number}/{len(in_flight)}"
+            in_flight[name] = new
+            engine.submit([Request(**{**vars(new), "id": name})])
+        finished = engine.step()
+        if in_flight and rng.random() < 0.05:
+            finished += engine.abort([list(in_flight)[rng.integers(len(in_flight))]])
+        answered += len(finished)
+        check_answers(finished, in_flight, expected)
+    check_answers(finish(engine).values(), in_flight, expected)
+    assert answered > 400
+    assert engine.stats().shared_tokens > 1000
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_log_probs_and_alternatives_are_those_of_a_full_pass(
+    model: MiMo, temperature: float, drafts: int
+) -> None:
+    """Of the distribution before it is cut; each request gets as many alternatives as it wants."""
+    requests = [
+        Request(n, [5, 9, 2, n], 15, temperature, top_p=0.9, seed=n, alternatives=n)
+        for n in (0, 3, 20)
+    ]
+    engine = engine_for(model, drafts=drafts)
+    for request, completion in zip(requests, engine.run(requests), strict=True):
+        answer, wanted = completion.token_ids, request.alternatives
+        exact = log_probs_of(model, [*request.prompt_ids, *answer.tolist()], temperature)[3:]
+        chosen = exact.gather(1, torch.from_numpy(answer).long()[:, None])[:, 0]
+        np.testing.assert_allclose(completion.log_probs, chosen, atol=1e-4)
+        assert completion.log_probs.dtype == completion.top_log_probs.dtype == np.float32
+        if wanted:
+            assert completion.top_ids.dtype == np.int32
+            check_alternatives(completion.top_ids, completion.top_log_probs, exact, wanted)
+        else:
+            assert completion.top_ids.size == completion.top_log_probs.size == 0
+
+
+def check_alternatives(
+    ids: NDArray[np.int32], log_probs: NDArray[np.float32], exact: Tensor, wanted: int
+) -> None:
+    best = exact.topk(wanted, dim=-1)
+    assert ids.tolist() == best.indices.tolist()
+    np.testing.assert_allclose(log_probs, best.values, atol=1e-4)
+
+
+@pytest.mark.parametrize("prefill_tokens", [1, 7, 16_384])
+def test_prompt_scores_are_those_of_a_full_pass(model: MiMo, prefill_tokens: int) -> None:
+    rng = np.random.default_rng(0)
+    kinds = [(20, 1.0, 0), (1, 1.0, 2), (9, 0.0, 3), (31, 0.6, 0)]  # length, temperature, wanted
+    requests = [
+        Request(
+            n, rng.integers(0, 61, length).tolist(), 3, temperature, seed=n, alternatives=wanted,
+            score_prompt=True,
+        )
+        for n, (length, temperature, wanted) in enumerate(kinds)
+    ]  # fmt: skip
+    requests.append(Request(4, [5, 6, 7], 3, alternatives=4))
+    # Equal prompts, and one that is in a cache already: each is scored all the same.
+    requests += [Request(**{**vars(requests[0]), "id": n, "alternatives": n - 5}) for n in (5, 6)]
+    engine = engine_for(model, slots=3, prefill_tokens=prefill_tokens)
+    engine.run([Request("before", requests[0].prompt_ids, 2)])
+    for request, completion in zip(requests, engine.run(requests), strict=True):
+        scored = completion.prompt
+        if not request.score_prompt:
+            assert scored is None
+            continue
+        assert scored is not None
+        assert scored.token_ids.tolist() == list(request.prompt_ids)
+        assert (scored.token_ids.dtype, scored.log_probs.dtype) == (np.int32, np.float32)
+        assert np.isnan(scored.log_probs[0])
+        assert scored.top_ids.shape == (len(request.prompt_ids), request.alternatives)
+        assert (scored.top_ids[0] == -1).all()
+        assert np.isnan(scored.top_log_probs[0]).all()
+        exact = log_probs_of(model, request.prompt_ids, request.temperature)
+        chosen = exact.gather(1, torch.tensor(request.prompt_ids)[1:, None])[:, 0]
+        np.testing.assert_allclose(scored.log_probs[1:], chosen, atol=1e-4)
+        check_alternatives(
+            scored.top_ids[1:], scored.top_log_probs[1:], exact, request.alternatives
+        )
+
+
+def test_a_prompt_longer_than_is_scored_at_a_time(make_model: MakeModel) -> None:
+    model = make_model(max_position_embeddings=1024)
+    ids = np.random.default_rng(1).integers(0, 61, 600).tolist()
+    engine = engine_for(model, max_length=610)
+    [completion] = engine.run([Request(0, ids, 1, score_prompt=True)])
+    assert completion.prompt is not None
+    exact = log_probs_of(model, ids).gather(1, torch.tensor(ids)[1:, None])[:, 0]
+    np.testing.assert_allclose(completion.prompt.log_probs[1:], exact, atol=1e-4)
+
+
+def test_a_prompt_token_that_is_never_drawn_has_probability_zero(model: MiMo) -> None:
+    [completion] = engine_for(model, used_vocab=50).run(
+        [Request(0, [1, 55, 2], 1, score_prompt=True)]
+    )
+    assert completion.prompt is not None
+    assert completion.prompt.log_probs[1] == -np.inf
+    ids = torch.tensor([[1, 55, 2]])
     with torch.inference_mode():
-        log_probs = model(ids).log_softmax(-1)[0, 2:-1].gather(1, ids[0, 3:, None])[:, 0]
-    np.testing.assert_allclose(completion.log_probs, log_probs.numpy(), atol=1e-5)
-    assert completion.log_probs.dtype == np.float32
+        exact = model(ids)[0, 1, :50].log_softmax(-1)[2]
+    assert completion.prompt.log_probs[2] == pytest.approx(exact.item(), abs=1e-4)
 
 
-def test_equal_prompts_are_prefilled_once_even_if_admitted_late(model, reference):
-    prompt = list(range(10))
+def test_an_abort_while_a_prompt_is_scored_returns_no_scores(model: MiMo) -> None:
+    engine = engine_for(model, prefill_tokens=4)
+    engine.submit([Request(0, [1] * 20, 5, score_prompt=True, alternatives=2)])
+    assert engine.step() == []
+    assert engine.generated(0).token_ids.tolist() == []
+    [aborted] = engine.abort([0])
+    assert aborted.prompt is None
+    assert aborted.token_ids.size == 0
+    # The next one with this id has nothing of it.
+    [completion] = engine.run([Request(0, [1] * 3, 5, score_prompt=True, alternatives=2)])
+    assert completion.prompt is not None
+    assert len(completion.prompt.token_ids) == 3
+
+
+def test_equal_prompts_are_prefilled_once_even_if_admitted_late(
+    model: MiMo, expected: Expected
+) -> None:
+    prompt = tuple(range(10))
     requests = [Request(i, prompt, max_new_tokens=5 + i, seed=i) for i in range(8)]
     engine = engine_for(model, slots=3)
     completions = engine.run(requests)
     assert engine.stats().prefilled_tokens == 9
+    assert engine.stats().shared_tokens == 7 * 9
     for request, completion in zip(requests, completions, strict=True):
-        assert completion.token_ids.tolist() == reference(model, request)
+        assert completion.token_ids.tolist() == expected(request)
 
 
-def test_a_small_prefill_budget_changes_nothing(model):
-    requests = mixed_requests(12)
-    whole = engine_for(model, slots=12).run(requests)
-    pieces = engine_for(model, slots=12, prefill_tokens=7).run(requests)
-    for a, b in zip(whole, pieces, strict=True):
-        assert a.token_ids.tolist() == b.token_ids.tolist()
+@pytest.mark.parametrize("drafts", [0, 3])
+@pytest.mark.parametrize("while_active", [True, False])
+def test_a_longer_prompt_is_read_from_where_it_differs(
+    model: MiMo, expected: Expected, drafts: int, while_active: bool
+) -> None:
+    """The next turn of a conversation, from rows in use and from those that are not any more."""
+    engine = engine_for(model, drafts=drafts)
+    first = Request("first", tuple(range(20)), 18, seed=1)
+    engine.submit([first])
+    if while_active:
+        while len(engine.generated("first").token_ids) < 8:
+            engine.step()
+        answer = engine.generated("first").token_ids.tolist()
+    else:
+        answer = finish(engine)["first"].token_ids.tolist()
+    known = [*first.prompt_ids, *answer]
+    assert engine.stats().prefilled_tokens == 19
+    requests = [
+        Request("all", (*known, 7, 8), 6, seed=2),  # the last token known is in no cache yet
+        Request("part", (*known[:22], (known[22] + 1) % 61, 3, 4), 6, seed=3),
+        Request("little", (*known[:9], (known[9] + 1) % 61, 3, 4), 6, seed=4),
+    ]
+    shares = [len(known) - 1, 22, 0]
+    for request, shared in zip(requests, shares, strict=True):
+        before = engine.stats()
+        engine.submit([request])
+        completion = finish(engine)[request.id] if not while_active else None
+        while completion is None:
+            completion = next((c for c in engine.step() if c.request_id == request.id), None)
+        after = engine.stats()
+        assert completion.token_ids.tolist() == expected(request)
+        assert after.shared_tokens - before.shared_tokens == shared
+        assert (
+            after.prefilled_tokens - before.prefilled_tokens == len(request.prompt_ids) - 1 - shared
+        )
+        if while_active:
+            while_active = bool(engine.generated("first").token_ids.size)
 
 
-def test_dead_rows_of_the_head_are_never_sampled(make_model, reference):
+@pytest.mark.parametrize("prefill_tokens", [1, 7, 16])
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_prompts_read_in_pieces_change_nothing(
+    model: MiMo, mixed_requests: MakeRequests, expected: Expected, prefill_tokens: int, drafts: int
+) -> None:
+    requests = mixed_requests(24, longest=40)
+    engine = engine_for(model, slots=5, prefill_tokens=prefill_tokens, drafts=drafts)
+    for request, completion in zip(requests, engine.run(requests), strict=True):
+        assert completion.token_ids.tolist() == expected(request)
+
+
+def test_a_long_prompt_does_not_hold_up_others(model: MiMo) -> None:
+    engine = engine_for(model, prefill_tokens=5)
+    engine.submit([Request("short", [1], 30, seed=1)])
+    engine.step()
+    engine.submit([Request("long", range(41), 3)])
+    for step in range(1, 8):
+        engine.step()
+        assert len(engine.generated("short").token_ids) == step + 1
+        assert engine.generated("long").token_ids.size == 0
+        assert engine.stats().prefilled_tokens == 5 * step
+        assert engine.stats().active == 2
+    engine.step()
+    assert len(engine.generated("long").token_ids) == 1
+
+
+def test_the_batch_of_prompts_stays_within_the_budget(
+    model: MiMo, monkeypatch: pytest.MonkeyPatch, mixed_requests: MakeRequests
+) -> None:
+    engine = engine_for(model, slots=8, prefill_tokens=32, drafts=2)
+    sizes = []
+    prefill = engine._decoder.prefill
+
+    def watched(rows: slice, tokens: Any, positions: Any) -> Tensor:
+        sizes.append(tokens.size)
+        return prefill(rows, tokens, positions)
+
+    monkeypatch.setattr(engine._decoder, "prefill", watched)
+    engine.run(mixed_requests(30, longest=40))
+    assert max(sizes) <= 32
+
+
+def test_generated_tells_what_there_is_so_far(model: MiMo, expected: Expected) -> None:
+    requests = [
+        Request(n, (n, 2, 3), 12, seed=n, alternatives=2 * (n % 2), stop_ids=()) for n in range(5)
+    ]
+    engine = engine_for(model, slots=4, drafts=3)
+    engine.submit(requests)
+    seen: dict[RequestId, list[int]] = {r.id: [] for r in requests}
+    done: dict[RequestId, Completion] = {}
+    for _ in range(100):
+        for request in requests:
+            if request.id in done:
+                continue
+            heard = seen[request.id]
+            new = engine.generated(request.id, len(heard))
+            everything = engine.generated(request.id)
+            heard += new.token_ids.tolist()
+            assert everything.token_ids.tolist() == heard == expected(request)[: len(heard)]
+            assert len(everything.log_probs) == len(heard)
+            assert len(new.log_probs) == len(new.token_ids)
+            if request.alternatives and heard:
+                assert everything.top_ids.shape == (len(heard), 2)
+                assert new.top_log_probs.shape == (len(new.token_ids), 2)
+        done.update((c.request_id, c) for c in engine.step())
+    assert set(done) == set(seen)
+    assert any(seen.values())
+
+
+@pytest.mark.parametrize("drafts", [1, 3, "auto"])
+def test_collected_hidden_states_are_those_of_a_full_pass(
+    model: MiMo, mixed_requests: MakeRequests, drafts: Any
+) -> None:
+    collected: dict[RequestId, tuple[list[int], Tensor]] = {}
+
+    def collect(request: Request, tokens: NDArray[np.int64], hidden: Tensor) -> None:
+        collected[request.id] = tokens.tolist(), hidden
+
+    requests = mixed_requests(14, longest=30)
+    engine = engine_for(model, drafts=drafts, collect=collect, prefill_tokens=10)
+    for request, completion in zip(requests, engine.run(requests), strict=True):
+        tokens, hidden = collected[request.id]
+        assert tokens == [*request.prompt_ids, *completion.token_ids.tolist()]
+        ids = torch.tensor([tokens[:-1]])
+        with torch.inference_mode():
+            exact = model.hidden(ids, torch.arange(len(tokens) - 1)[None])[0]
+        torch.testing.assert_close(hidden, exact, rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match="allow the engine drafts"):
+        engine_for(model, collect=collect)
+
+
+def test_dead_rows_of_the_head_are_never_sampled(
+    make_model: MakeModel, mixed_requests: MakeRequests, reference: Any
+) -> None:
     model = make_model(seed=3)
     with torch.no_grad():
         model.lm_head.weight[50:] *= 100  # would win nearly always
@@ -104,47 +389,99 @@ def test_dead_rows_of_the_head_are_never_sampled(make_model, reference):
 
 
 @pytest.mark.parametrize("as_state_dict", [True, False])
-def test_new_weights_see_nothing_of_the_old(make_model, reference, as_state_dict):
+@pytest.mark.parametrize("drafts", [0, 2])
+@pytest.mark.parametrize("prefill_tokens", [3, 16_384])
+def test_new_weights_see_nothing_of_the_old(
+    make_model: MakeModel, reference: Any, as_state_dict: bool, drafts: int, prefill_tokens: int
+) -> None:
+    """Of active requests, of those that are being read, and of those that were finished."""
     old, new = make_model(seed=1), make_model(seed=2)
-    requests = [Request(i, [i + 1, 2, 3][: i + 1], 12, temperature=0) for i in range(3)]
-    engine = engine_for(old)
+    engine = engine_for(old, slots=6, drafts=drafts, prefill_tokens=prefill_tokens)
+    engine.run([Request("past", [9] * 25, 5, temperature=0)])
+    requests = [Request(i, [i + 1, 2, 3][: i + 1], 20, temperature=0) for i in range(3)]
     engine.submit(requests)
     for _ in range(4):
         assert engine.step() == []
-    first = [row.tolist() for row in engine._rows.tokens[:3]]
+    late = [
+        Request("late", [9] * 28, 6, temperature=0, seed=5, score_prompt=prefill_tokens == 3),
+        Request("follower", [9] * 28, 6, seed=6),
+    ]
+    engine.submit(late)
+    if prefill_tokens == 3:  # still being read
+        engine.step()
+        engine.step()
+    so_far = {r.id: engine.generated(r.id).token_ids.tolist() for r in requests}
+    assert min(map(len, so_far.values())) >= 4
     engine.update_weights(new.state_dict() if as_state_dict else new)
-    done = {}
-    while engine.stats().active:
-        done.update((c.request_id, c.token_ids.tolist()) for c in engine.step())
-    for request, tokens in zip(requests, first, strict=True):
-        prefix = tokens[: len(request.prompt_ids) + 4]
-        rest = Request(request.id, prefix, 8, temperature=0)
-        assert done[request.id] == prefix[-4:] + reference(new, rest)
+    shared = engine.stats().shared_tokens
+    done = finish(engine)
+    for request in requests:
+        have = so_far[request.id]
+        prefix = [*request.prompt_ids, *have]
+        rest = Request(request.id, prefix, 20 - len(have), temperature=0)
+        assert done[request.id].token_ids.tolist() == have + reference(new, rest)
+    for request in late:
+        assert done[request.id].token_ids.tolist() == reference(new, request)
+    scores = done["late"].prompt
+    if scores is not None:
+        exact = log_probs_of(new, [9] * 28)[:, 9]
+        np.testing.assert_allclose(scores.log_probs[1:], exact, atol=1e-4)
+    if prefill_tokens != 3:
+        assert engine.stats().shared_tokens - shared == 27  # the follower's, not the past request's
+    again = Request("past", [9] * 25, 5, temperature=0)
+    assert engine.run([again])[0].token_ids.tolist() == reference(new, again)
 
 
-def test_stats_add_up(model):
-    requests = mixed_requests(9)
+def test_stats_add_up(model: MiMo, mixed_requests: MakeRequests) -> None:
+    requests = mixed_requests(9, longest=30)
     engine = engine_for(model, slots=4)
     engine.submit(requests)
     assert (engine.stats().waiting, engine.stats().active) == (9, 0)
-    completions = []
-    while engine.stats().waiting or engine.stats().active:
-        completions += engine.step()
+    completions = finish(engine).values()
     stats = engine.stats()
     assert stats.generated_tokens == sum(len(c.token_ids) for c in completions)
+    assert stats.prefilled_tokens + stats.shared_tokens == sum(
+        len(r.prompt_ids) - 1 for r in requests
+    )
+    assert stats.row_steps == stats.generated_tokens
     assert stats.tokens_per_forward == 1
     assert 0.5 < stats.occupancy <= 1
     assert stats.acceptance == []
+    assert stats.saved_seconds == 0
 
 
-def test_an_idle_engine_steps_to_nothing(model):
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_the_memory_of_the_caches_is_told(model: MiMo, drafts: int) -> None:
+    config, length = model.config, MAX_LENGTH + spare(drafts)
+    entry = 2 * config.num_key_value_heads * config.head_dim
+    entries = (config.num_hidden_layers + drafts) * entry + (config.hidden_size if drafts else 0)
+    stats = engine_for(model, slots=5, drafts=drafts).stats()
+    assert stats.cache_bytes == 5 * length * entries * 4
+
+
+def test_auto_tells_what_it_does(model: MiMo, mixed_requests: MakeRequests) -> None:
+    engine = engine_for(model, drafts="auto")
+    drafting = []
+    engine.submit(mixed_requests(12, max_new_tokens=30, stop_ids=()))
+    while engine.stats().active or engine.stats().waiting:
+        engine.step()
+        drafting.append(engine.stats().drafting)
+    assert min(drafting) == 0 < max(drafting) <= 3
+    stats = engine.stats()
+    assert stats.saved_seconds != 0
+    assert stats.drafts_offered[0] > 0
+    assert engine_for(model, drafts=3).stats().drafts_offered == [0, 0, 0]
+
+
+def test_an_idle_engine_steps_to_nothing(model: MiMo) -> None:
     engine = engine_for(model)
     assert engine.step() == []
     assert engine.abort([1, 2]) == []
     assert engine.stats().occupancy == 0
+    assert engine.generated("nobody").token_ids.size == 0
 
 
-def test_what_cannot_be_served_is_refused_and_nothing_is_queued(model):
+def test_what_cannot_be_served_is_refused_and_nothing_is_queued(model: MiMo) -> None:
     engine = engine_for(model, max_length=10)
     good = Request("good", [1, 2], 8)
     with pytest.raises(UserError, match="make 11, but the engine's max_length is 10"):
@@ -163,6 +500,10 @@ def test_what_cannot_be_served_is_refused_and_nothing_is_queued(model):
         engine_for(model, slots=0)
     with pytest.raises(UserError, match="61 rows"):
         engine_for(model, used_vocab=62)
+    with pytest.raises(UserError, match="prefill_tokens is 0"):
+        engine_for(model, prefill_tokens=0)
+    with pytest.raises(UserError, match="only 7 tokens can be drawn"):
+        engine_for(model, used_vocab=7).submit([Request("many", [1], 1, alternatives=8)])
 
 
 @pytest.mark.parametrize(
@@ -174,8 +515,12 @@ def test_what_cannot_be_served_is_refused_and_nothing_is_queued(model):
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_p": 1.1}, "top_p is 1.1"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"min_p": 1.0}, "min_p is 1.0"),
+        ({"min_p": float("nan")}, "min_p is nan"),
+        ({"alternatives": 21}, "21 alternatives"),
     ],
 )
-def test_impossible_requests_are_refused(change, message):
+def test_impossible_requests_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Request(**{"id": 1, "prompt_ids": [1], "max_new_tokens": 1, **change})

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from openmimo.model.masks import cache_mask, document_mask, shifted_within_document
+from openmimo.model.masks import document_mask, shifted_within_document
 from openmimo.model.mimo import MiMo
 
 MakeModel = Callable[..., MiMo]
@@ -82,9 +82,3 @@ def test_masks_and_shifts_follow_the_documents(lengths: list[int], cut: int, shi
             assert mask[t, s] == (s <= t and document[s] == document[t])
         inside = t + shift < total and document[t + shift] == document[t]
         assert shifted[t] == (100 + t + shift if inside else -1)
-
-
-def test_cache_mask_hides_what_comes_later() -> None:
-    mask = cache_mask(torch.tensor([[0, 2], [3, 3]]), key_length=4)
-    assert mask.shape == (2, 1, 2, 4)
-    assert mask[:, 0].int().tolist() == [[[1, 0, 0, 0], [1, 1, 1, 0]], [[1, 1, 1, 1]] * 2]
