@@ -29,6 +29,8 @@ MARGIN = 1.02
 """Drafting has to be this much faster than not drafting."""
 DECAY = 0.98
 """Weight that acceptance of one step keeps in the next."""
+PRIOR = 2.0
+"""Drafts' worth of a hopeful guess, so that a choice is not given up after a few wrong drafts."""
 AGE = 200
 """Steps after which a duration is measured again."""
 
@@ -60,8 +62,8 @@ class DraftPolicy:
         self._durations: dict[int, list[_Durations]] = {}
         self._drafts = drafts
         # Of the latest steps, weighted: draft j had all before it right; it was right as well.
-        self._reached = [1.0] * drafts
-        self._right = [0.8] * drafts
+        self._reached = [0.0] * drafts
+        self._right = [0.0] * drafts
         self._budget = LOAN
         self._step = 0
         self._trial: list[int] = []
@@ -104,13 +106,15 @@ class DraftPolicy:
         table[drafts].last_step = self._step
         reached = float(rows)
         for j, right in enumerate(accepted):
-            self._reached[j] = DECAY * self._reached[j] + reached / rows
-            self._right[j] = DECAY * self._right[j] + right / rows
+            self._reached[j] = DECAY * self._reached[j] + reached
+            self._right[j] = DECAY * self._right[j] + right
             reached = right
         self._budget += SHARE * seconds
         if not table[0].known:
             return
         tokens = 1 + sum(accepted) / rows
+        # A step that was held up by something else says nothing about drafting.
+        seconds = table[drafts].typical
         saved = tokens * table[0].typical - seconds
         best = self._best(table)
         if drafts:
@@ -136,7 +140,7 @@ class DraftPolicy:
         """Expected tokens a row and step."""
         total, through = 1.0, 1.0
         for j in range(drafts):
-            through *= self._right[j] / self._reached[j]
+            through *= (self._right[j] + PRIOR * 0.7) / (self._reached[j] + PRIOR)
             total += through
         return total
 
