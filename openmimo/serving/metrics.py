@@ -22,7 +22,7 @@ from openmimo.serving.service import EngineService
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a time stamp beside every counter
+disable_created_metrics()  # a time stamp beside every counter
 
 
 class Metrics:

@@ -136,6 +136,8 @@ def _check(settings: ServeSettings) -> None:
         if value is not None and not value >= lowest:
             option = {"max_samples": "max-n"}.get(name, name.replace("_", "-"))
             raise UserError(f"--{option} is {value}; it must be at least {lowest}")
+    if not 0 <= settings.port < 2**16:
+        raise UserError(f"--port is {settings.port}; it must lie in 0..65535")
     if settings.api_key is not None and not settings.api_key.strip():
         raise UserError("the API key is empty: give one, or leave --api-key out")
     try:

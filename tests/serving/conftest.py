@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -19,14 +20,24 @@ from openmimo.model.mimo import MiMo
 from openmimo.tokenizer import Tokenizer
 
 TEXTS = ["<think>\nthe cat sat on the mat\n</think>\nand looked at the naïve other cat €"] * 20
-CONTEXT = 2048
+CONTEXT = 1024
 
 
 class Server:
-    """A `mimo serve` process: url, process, and a client for plain HTTP."""
+    """A `mimo serve` process: url, process, and a client for plain HTTP.
 
-    def __init__(self, folder: Path, *options: str, environment: dict[str, str] | None = None):
-        command = [sys.executable, "-m", "openmimo.cli", "serve", str(folder), "--port", "0"]
+    first: code that the process runs first, to shorten a time limit or break a part.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        first: str = "",
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        code = f"{first}\nimport sys; from openmimo.cli import main; sys.exit(main(sys.argv[1:]))"
+        command = [sys.executable, "-c", code, "serve", str(folder), "--port", "0"]
         self.process = subprocess.Popen(
             [*command, *options],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -35,11 +46,11 @@ class Server:
         watchdog = threading.Timer(60, self.process.kill)
         watchdog.start()
         assert self.process.stdout is not None
-        first = self.process.stdout.readline()
+        line = self.process.stdout.readline()
         watchdog.cancel()
-        found = re.search(r"http://\S+", first)
+        found = re.search(r"http://\S+", line)
         if not found:
-            raise AssertionError(f"{first}{self.end()}")
+            raise AssertionError(f"{line}{self.end()}")
         self.url = found[0]
         self.client = httpx.Client(base_url=self.url, timeout=60)
 
@@ -50,11 +61,10 @@ class Server:
         return errors
 
     def metric(self, name: str) -> float:
-        """The value of a metric without labels."""
+        """The value of a metric, its labels part of the name; 0 if it was never counted."""
         text = self.client.get("/metrics").text
-        found = re.search(rf"^openmimo_{name} (\S+)$", text, re.MULTILINE)
-        assert found, text
-        return float(found[1])
+        found = re.search(rf"^openmimo_{re.escape(name)} (\S+)$", text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +101,7 @@ def start(folder: Path) -> Start:
     """Starts a server with more options, as a context."""
 
     @contextlib.contextmanager
-    def started(*options: str, **more: dict[str, str]) -> Iterator[Server]:
+    def started(*options: str, **more: Any) -> Iterator[Server]:
         server = Server(folder, *options, **more)
         try:
             yield server
