@@ -33,6 +33,7 @@ def threads():
         yield pool
 
 
+@pytest.mark.slow
 def test_sigterm_lets_running_requests_end_and_refuses_new_ones(start, threads):
     with start() as server:
         running = threads.submit(post, server, LONG)
@@ -50,6 +51,7 @@ def test_sigterm_lets_running_requests_end_and_refuses_new_ones(start, threads):
         assert "Traceback" not in server.process.stderr.read()
 
 
+@pytest.mark.slow
 def test_after_the_drain_deadline_requests_are_told_and_aborted(start, threads):
     with start("--drain", "0.2") as server:
         running = threads.submit(post, server, LONG)
@@ -63,6 +65,7 @@ def test_after_the_drain_deadline_requests_are_told_and_aborted(start, threads):
         assert "Traceback" not in server.process.stderr.read()
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_it_at_once(start, threads):
     with start() as server:
         threads.submit(post, server, LONG)
@@ -86,6 +89,7 @@ Engine.step = broken
 """
 
 
+@pytest.mark.slow
 def test_a_dead_engine_fails_all_requests_and_ends_the_process(start, threads):
     with start("--slots", "1", first=BROKEN) as server:
         bodies = [LONG, LONG, {**LONG, "stream": True, "prompt": "b"}]
@@ -98,6 +102,7 @@ def test_a_dead_engine_fails_all_requests_and_ends_the_process(start, threads):
         assert "RuntimeError: out of memory" in server.process.stderr.read()
 
 
+@pytest.mark.slow
 def test_a_full_queue_is_refused_and_a_deadline_kept(start, threads):
     with start("--slots", "1", "--max-queue", "1", "--timeout", "1") as server:
         body = {**LONG, "stop": ["never \x00 there"]}
@@ -114,12 +119,11 @@ def test_a_full_queue_is_refused_and_a_deadline_kept(start, threads):
         assert post(server, {**LONG, "max_tokens": 2}).status_code == 200
 
 
-@pytest.mark.parametrize("way", ["option", "variable"])
-def test_a_key_is_asked_for(start, way):
-    options = ("--api-key", "näme 1") if way == "option" else ()
-    environment = {"OPENMIMO_API_KEY": "näme 1"} if way == "variable" else {}
-    with start(*options, environment=environment) as server:
-        for given in (None, "Bearer", "Bearer näme", "näme 1", "Bearer näme 11"):
+@pytest.mark.slow
+def test_a_key_is_asked_for(start):
+    environment = {"OPENMIMO_API_KEY": "another"}
+    with start("--api-key", "näme 1", environment=environment) as server:
+        for given in (None, "Bearer", "Bearer näme", "näme 1", "Bearer näme 11", "Bearer another"):
             headers = {"Authorization": given.encode()} if given else {}
             for path in ("/v1/models", "/metrics", "/nowhere"):
                 reply = httpx.get(server.url + path, headers=headers)
@@ -159,6 +163,7 @@ serve.bind = small
 """
 
 
+@pytest.mark.slow
 def test_a_slow_reader_stops_nobody_and_is_cut_off(start):
     with start("--slots", "8", first=f"{IMPATIENT}\n{SMALL_BUFFER}") as server:
         body = {**LONG, "stream": True, "n": 7, "logprobs": 0}
@@ -173,6 +178,7 @@ def test_a_slow_reader_stops_nobody_and_is_cut_off(start):
         assert server.metric("active") + server.metric("waiting") == 0
 
 
+@pytest.mark.slow
 def test_who_never_finishes_a_request_is_cut_off(start):
     with start(first=IMPATIENT) as server:
         host, port = server.url.removeprefix("http://").split(":")
