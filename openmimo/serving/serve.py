@@ -165,6 +165,7 @@ async def _serve(
         lifespan="off",
         log_level="warning",
         access_log=False,
+        timeout_keep_alive=75,  # longer than the pools of clients keep one, or the two would race
         timeout_graceful_shutdown=int(STOP_SECONDS),
     )
     server = _Server(config)

@@ -45,7 +45,7 @@ def ask(page, text):
 def test_a_conversation(start, page):
     with start(first=FIRST) as server:
         page.goto(server.url)
-        page.wait_for_function("document.title === 'tiny'")
+        page.wait_for_selector("h1:text-is('tiny')")
         ask(page, "hello <b>you</b>")
         page.wait_for_selector(".facts")
         assert page.inner_text(".user") == "hello <b>you</b>"
@@ -94,7 +94,7 @@ def test_a_server_with_a_key(start, page):
         page.press("#key", "Enter")
         page.fill("#key", "secret")
         page.press("#key", "Enter")
-        page.wait_for_function("document.title === 'tiny'")
+        page.wait_for_selector("h1:text-is('tiny')")
         assert not page.is_visible("#key-form")
         ask(page, "hello")
         page.wait_for_selector(".facts")
