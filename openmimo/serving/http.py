@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import json
-import logging
-from collections.abc import AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -24,7 +22,6 @@ DISCARD_SECONDS = 5.0
 """For the rest of a body that is too large: most clients read no reply before they have sent it."""
 
 Result = TypeVar("Result")
-log = logging.getLogger("openmimo.serving")
 
 
 class DisconnectedError(Exception):
@@ -174,9 +171,3 @@ class Protocol(H11Protocol):
     def _close_unused(self) -> None:
         if self.cycle is None:
             self.transport.abort()
-
-
-async def quietly(work: Awaitable[None]) -> None:
-    """Await `work`; a client that has left is no fault."""
-    with contextlib.suppress(DisconnectedError):
-        await work

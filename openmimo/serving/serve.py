@@ -119,11 +119,13 @@ def bind(host: str, port: int) -> socket.socket:
         except BaseException:
             listener.close()
             raise
-    except (OSError, OverflowError) as error:
-        raise UserError(
-            f"cannot listen at {host}:{port}: {error}; choose another --host or --port"
-        ) from error
+    except OSError as error:
+        raise _cannot_listen(host, port, error) from error
     return listener
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> UserError:
+    return UserError(f"cannot listen at {host}:{port}: {error}; choose another --host or --port")
 
 
 def _check(settings: ServeSettings) -> None:
@@ -155,6 +157,10 @@ async def _serve(
     length: int,
     settings: ServeSettings,
 ) -> None:
+    try:
+        listener.listen(1024)
+    except OSError as error:  # taken by another program since `bind`
+        raise _cannot_listen(settings.host, settings.port, error) from error
     service = EngineService(engine, settings.slots, settings.max_queue)
     limits = Limits(length, settings.max_samples, service.capacity)
     parts = Parts(name, tokenizer, service, limits, settings.max_body_bytes, settings.timeout)

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
