@@ -226,8 +226,7 @@ class EngineService:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
-        for flight in self._flights:
-            flight.fail(DrainingError("the server was stopped before the answer was complete"))
+        self._fail_open(DrainingError("the server was stopped before the answer was complete"))
 
     def stop(self, seconds: float) -> None:
         """End the thread after the step it is in; give up on it after so long."""
@@ -253,10 +252,15 @@ class EngineService:
         if not self.in_flight:
             self._idle.set()
 
+    def _fail_open(self, error: Exception) -> None:
+        """Tell those who wait for more; an answer that is complete may still be read."""
+        for flight in self._flights:
+            if flight.open:
+                flight.fail(error)
+
     def _fail(self, error: BaseException) -> None:
         self.error = error
-        for flight in self._flights:
-            flight.fail(self._death())
+        self._fail_open(self._death())
         self._ended(self.in_flight)
         self.died.set()
 
