@@ -27,6 +27,7 @@ from openmimo.serving.http import (
     error_response,
     read_body,
     send_events,
+    send_json,
     while_connected,
 )
 from openmimo.serving.metrics import Clock, Metrics
@@ -182,8 +183,7 @@ class _Answers:
                 await while_connected(receive, send_events(request, send, events))
             else:
                 whole = self._whole(reply, flight, samples)
-                content = await while_connected(receive, whole)
-                await _json(content)(request.scope, receive, send)
+                await send_json(request, send, await while_connected(receive, whole))
 
     async def _whole(self, reply: Reply, flight: Flight, samples: list[Sample]) -> dict[str, Any]:
         parts = [delta async for delta in deltas(flight, samples)]

@@ -78,6 +78,22 @@ async def _disconnect(receive: Receive) -> None:
         pass
 
 
+async def send_json(request: Request, send: Send, value: object) -> None:
+    """Send a whole reply.
+
+    Raises:
+        DisconnectedError: as `send_events`.
+    """
+    body = encode(value)
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await _send_in_time(request, send, body)
+    await _send_in_time(request, send, b"", last=True)  # waits until most of it has been read
+
+
 async def send_events(
     request: Request, send: Send, events: AsyncIterator[list[dict[str, Any]]]
 ) -> None:
@@ -107,13 +123,13 @@ async def send_events(
         failed = error
     else:
         await _send_in_time(request, send, b"data: [DONE]\n\n")
-    await send({"type": "http.response.body", "body": b""})
+    await _send_in_time(request, send, b"", last=True)
     if failed:
         raise failed
 
 
-async def _send_in_time(request: Request, send: Send, data: bytes) -> None:
-    message: Message = {"type": "http.response.body", "body": data, "more_body": True}
+async def _send_in_time(request: Request, send: Send, data: bytes, last: bool = False) -> None:
+    message: Message = {"type": "http.response.body", "body": data, "more_body": not last}
     try:
         async with asyncio.timeout(CLIENT_SECONDS):
             await send(message)
@@ -159,7 +175,8 @@ class KeyGuard:
 class Protocol(H11Protocol):
     """uvicorn's, which also gives requests their transport (`request.state.transport`).
 
-    A connection that sends no complete head of a request in time is closed.
+    A connection that sends no complete head of a request in time is closed, and so is one that
+    has been idle for long.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -167,6 +184,10 @@ class Protocol(H11Protocol):
         super().connection_made(transport)
         self.app_state = {**self.app_state, "transport": transport}
         self.loop.call_later(CLIENT_SECONDS, self._close_unused)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Called some time after a reply: what the client has not read by now is dropped."""
+        self.transport.abort()
 
     def _close_unused(self) -> None:
         if self.cycle is None:

@@ -164,9 +164,10 @@ serve.bind = small
 
 
 @pytest.mark.slow
-def test_a_slow_reader_stops_nobody_and_is_cut_off(start):
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_slow_reader_stops_nobody_and_is_cut_off(start, stream):
     with start("--slots", "8", first=f"{IMPATIENT}\n{SMALL_BUFFER}") as server:
-        body = {**LONG, "stream": True, "n": 7, "logprobs": 0}
+        body = {**LONG, "stream": stream, "n": 7, "logprobs": 0}
         with raw_request(server, body, receive_buffer=4096):
             wait_until_active(server, 7)
             assert post(server, {"prompt": "b", "max_tokens": 20}).status_code == 200
