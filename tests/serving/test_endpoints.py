@@ -105,6 +105,7 @@ def test_a_stop_string_cuts_and_frees_the_slot(client, server, tokenizer, offlin
     full = offline(tokenizer.encode("the cat"), 60, 2, ()).token_ids.tolist()
     text = tokenizer.decode(full)
     stop = text[30:33]
+    before = server.metric("generated_tokens_total")
     reply = client.completions.create(
         **asked, stop=["never \x00 there", stop], logprobs=0, extra_body={"ignore_eos": True}
     )
@@ -115,6 +116,7 @@ def test_a_stop_string_cuts_and_frees_the_slot(client, server, tokenizer, offlin
     assert len(choice.logprobs.tokens) <= reply.usage.completion_tokens
     assert all(offset < len(choice.text) for offset in choice.logprobs.text_offset)
     assert_idle(server)
+    assert server.metric("generated_tokens_total") - before < 500
 
 
 def test_stop_token_ids_end_an_answer_without_being_part_of_it(client, tokenizer, offline):

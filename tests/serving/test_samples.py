@@ -1,5 +1,7 @@
 """Answers in the making: the same whatever pieces the tokens come in."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,10 +23,9 @@ def answer(tokenizer, ids, cuts, stops, reason):
     sample = Sample(AnswerText(tokenizer, stops), (tokenizer.eos_id,), scored=True)
     edges = [0, *sorted(cuts), len(ids)]
     deltas = [
-        sample.add(news(ids, start, end))
-        for start, end in zip(edges[:-2], edges[1:-1], strict=True)
+        sample.add(news(ids, start, end, reason if number == len(cuts) else None))
+        for number, (start, end) in enumerate(itertools.pairwise(edges))
     ]
-    deltas.append(sample.add(news(ids, edges[-2], edges[-1], reason)))
     scores = [score for delta in deltas for score in delta.scores]
     text = "".join(delta.text for delta in deltas)
     return text, scores, sample.tokens, deltas[-1].finish_reason
@@ -32,7 +33,7 @@ def answer(tokenizer, ids, cuts, stops, reason):
 
 @given(data=st.data())
 def test_pieces_change_nothing(tokenizer, data):
-    ids = tokenizer.encode("the cat sat on the naïve € mat") + [tokenizer.eos_id]
+    ids = [*tokenizer.encode("the cat sat on the naïve € mat"), tokenizer.eos_id]
     ids = ids[: data.draw(st.integers(1, len(ids)))]
     stops = data.draw(st.lists(st.sampled_from(["at", "t s", "€", "ï", "zz"]), max_size=2))
     cuts = data.draw(st.lists(st.integers(0, len(ids)), max_size=5))
