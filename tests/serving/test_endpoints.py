@@ -75,7 +75,9 @@ def test_a_stream_gives_the_same_as_one_reply(client):
 
 def test_samples_of_a_prompt_differ_and_repeat_with_their_seed(client, tokenizer, offline):
     asked = {"model": "tiny", "prompt": "the cat", "max_tokens": 20, "n": 3, "seed": 9}
-    texts = [choice.text for choice in client.completions.create(**asked).choices]
+    reply = client.completions.create(**asked)
+    assert reply.usage.prompt_tokens == len(tokenizer.encode("the cat"))  # once for all samples
+    texts = [choice.text for choice in reply.choices]
     assert len(set(texts)) == 3
     assert texts == [choice.text for choice in client.completions.create(**asked).choices]
     for index, text in enumerate(texts):
@@ -169,6 +171,13 @@ def test_parts_roles_and_fields_without_effect_are_taken(client):
     # An answer as the client received it is a turn of the next request.
     again = [*CHAT, first.model_dump(), {"role": "user", "content": "and?"}]
     assert client.chat.completions.create(messages=again, **asked).choices
+
+
+def test_null_asks_for_nothing(server):
+    nulls = dict.fromkeys(("max_tokens", "stop", "suffix", "logit_bias", "best_of", "unheard_of"))
+    reply = server.client.post("/v1/completions", json={"prompt": "a", **nulls})
+    assert reply.status_code == 200
+    assert reply.json()["usage"]["completion_tokens"] <= 16
 
 
 @pytest.mark.parametrize(
