@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from openmimo.cli_models import MODEL_VERBS, add_model_verbs
+from openmimo.cli_serve import add_serve_verb
 from openmimo.errors import UserError
 
 if TYPE_CHECKING:
@@ -179,6 +180,7 @@ def make_parser() -> Parser:
         )
 
     add_model_verbs(verbs)
+    add_serve_verb(verbs)
 
     report = verbs.add_parser("report", help="render the report of a run")
     report.add_argument("run", metavar="RUN", type=Path, help="the run's folder")

@@ -190,6 +190,19 @@ class Tokenizer:
         except KeyError:  # not of the byte-level alphabet: the token is its text
             return token.encode()
 
+    def token_name(self, token_id: int) -> str:
+        """One token to read: its text, a special token's name, or `bytes:` and part of a character.
+
+        Different tokens have different names, but for added tokens that repeat an ordinary one.
+        """
+        content = self.token_bytes(token_id)
+        if not content:
+            return str(self._backend.id_to_token(token_id))
+        try:
+            return content.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
+
     def chat_prompt(
         self, messages: str | Sequence[Mapping[str, str]], system: str = ""
     ) -> list[int]:

@@ -1,0 +1,224 @@
+"""`mimo serve`: from a model folder to a listening server, and its orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import uvicorn
+
+from openmimo.errors import UserError
+from openmimo.inference.engine import Decoder, Engine, PlainDecoder
+from openmimo.inference.protocol import InferenceEngine
+from openmimo.inference.speculative import SpeculativeDecoder
+from openmimo.model.checkpoint import load_release
+from openmimo.model.mimo import MiMo
+from openmimo.serving.app import Parts, make_app
+from openmimo.serving.calls import Limits
+from openmimo.serving.http import Protocol
+from openmimo.serving.service import EngineService
+from openmimo.tokenizer import Tokenizer
+
+STOP_SECONDS = 5.0
+"""For the replies to be sent, and for the engine's last step, once all requests have ended."""
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """How to serve a model.
+
+    host, port: to listen at; port 0 takes a free one.
+    name: of the model, for clients; None: the folder's.
+    api_key: clients must send it; None: none is asked for.
+    device: of the model, as torch names it.
+    slots: requests generated at once.
+    max_length: tokens of prompt and answer together; None: the model's context.
+    max_queue: requests that may wait for a slot.
+    max_samples: most `n` of a request.
+    max_body_bytes: of a request.
+    drafts: MTP layers to draft with; None: all.
+    timeout: seconds for a whole request.
+    drain: seconds that running requests get after SIGTERM or Ctrl-C.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    name: str | None = None
+    api_key: str | None = None
+    device: str = "cpu"
+    slots: int = 16
+    max_length: int | None = None
+    max_queue: int = 256
+    max_samples: int = 16
+    max_body_bytes: int = 8_000_000
+    drafts: int | None = None
+    timeout: float = 600.0
+    drain: float = 30.0
+
+
+def serve(folder: Path, settings: ServeSettings) -> None:
+    """Serve the model in `folder` until SIGTERM or Ctrl-C.
+
+    Running requests then get `settings.drain` seconds to end; a second signal ends the process at
+    once.
+
+    Raises:
+        UserError: no such model, impossible settings, or the port is taken.
+        Exception: what the engine died of.
+    """
+    _check(settings)
+    listener = bind(settings.host, settings.port)  # first: to load a large model takes minutes
+    with contextlib.closing(listener):
+        model, tokenizer = load_release(folder, settings.device)
+        length = settings.max_length or model.config.max_position_embeddings
+        if length > model.config.max_position_embeddings:
+            raise UserError(
+                f"--max-length is {length}, but the model's context has "
+                f"{model.config.max_position_embeddings} tokens"
+            )
+        engine = build_engine(model.eval(), tokenizer, settings, length)
+        name = settings.name or folder.resolve().name
+        asyncio.run(_serve(engine, tokenizer, listener, name, length, settings))
+
+
+def build_engine(
+    model: MiMo, tokenizer: Tokenizer, settings: ServeSettings, max_length: int
+) -> InferenceEngine:
+    """The native engine for these settings."""
+    layers = len(model.mtp_layers)
+    drafts = layers if settings.drafts is None else settings.drafts
+    if drafts > layers:
+        raise UserError(f"--drafts is {drafts}, but the model has {layers} MTP layers")
+    decoder: Decoder = SpeculativeDecoder(model, drafts) if drafts else PlainDecoder(model)
+    return Engine(
+        decoder, slots=settings.slots, max_length=max_length, used_vocab=tokenizer.vocab_size
+    )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to an address, not yet listening.
+
+    Raises:
+        UserError: the address is taken, not this machine's, or not permitted.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        raise _cannot_listen(host, port, error) from error
+    return listener
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> UserError:
+    return UserError(f"cannot listen at {host}:{port}: {error}; choose another --host or --port")
+
+
+def _check(settings: ServeSettings) -> None:
+    least = {
+        "slots": 1, "max_length": 2, "max_queue": 0, "max_samples": 1, "max_body_bytes": 1000,
+        "drafts": 0, "timeout": 0, "drain": 0,
+    }  # fmt: skip
+    for name, lowest in least.items():
+        value = getattr(settings, name)
+        if value is not None and not value >= lowest:
+            option = {"max_samples": "max-n"}.get(name, name.replace("_", "-"))
+            raise UserError(f"--{option} is {value}; it must be at least {lowest}")
+    if not 0 <= settings.port < 2**16:
+        raise UserError(f"--port is {settings.port}; it must lie in 0..65535")
+    if settings.api_key is not None and not settings.api_key.strip():
+        raise UserError("the API key is empty: give one, or leave --api-key out")
+    try:
+        device = torch.device(settings.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {settings.device}: {str(error).splitlines()[0]}") from error
+
+
+async def _serve(
+    engine: InferenceEngine,
+    tokenizer: Tokenizer,
+    listener: socket.socket,
+    name: str,
+    length: int,
+    settings: ServeSettings,
+) -> None:
+    try:
+        listener.listen(1024)
+    except OSError as error:  # taken by another program since `bind`
+        raise _cannot_listen(settings.host, settings.port, error) from error
+    service = EngineService(engine, settings.slots, settings.max_queue)
+    limits = Limits(length, settings.max_samples, service.capacity)
+    parts = Parts(name, tokenizer, service, limits, settings.max_body_bytes, settings.timeout)
+    config = uvicorn.Config(
+        make_app(parts, settings.api_key),
+        http=Protocol,
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=75,  # longer than the pools of clients keep one, or the two would race
+        timeout_graceful_shutdown=int(STOP_SECONDS),
+    )
+    server = _Server(config)
+    running = asyncio.create_task(server.serve(sockets=[listener]))
+    ending = asyncio.create_task(_wait_for_end(service, settings.drain))
+    _announce(name, listener, length, settings)
+    await asyncio.wait({running, ending}, return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    await running
+    service.stop(STOP_SECONDS)
+    if service.error is not None:
+        raise service.error
+
+
+async def _wait_for_end(service: EngineService, drain: float) -> None:
+    """Until the engine dies, or a signal has come and the requests have ended."""
+    signalled = asyncio.Event()
+
+    def on_signal(number: int) -> None:
+        if signalled.is_set():
+            os._exit(128 + number)
+        signalled.set()
+        print("mimo: stopping once running requests have ended; again to stop now", flush=True)
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    died = asyncio.create_task(service.died.wait())
+    stop = asyncio.create_task(signalled.wait())
+    await asyncio.wait({died, stop}, return_when=asyncio.FIRST_COMPLETED)
+    if not died.done():
+        await service.drain(drain)
+
+
+def _announce(name: str, listener: socket.socket, length: int, settings: ServeSettings) -> None:
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"serving {name} at http://{shown}:{port}", flush=True)
+    print(
+        f"  context {length} tokens, {settings.slots} slots, queue {settings.max_queue}, "
+        f"API key {'asked for' if settings.api_key else 'none'}; Ctrl-C stops",
+        flush=True,
+    )
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are not uvicorn's: it would close the port before the requests have ended."""
+        yield
