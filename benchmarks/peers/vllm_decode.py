@@ -1,0 +1,67 @@
+"""Decoding speed of vLLM on a CPU, as a peer of benchmarks/decode.py.
+
+    .venv-vllm/bin/python benchmarks/peers/vllm_decode.py runs/nano/vllm/rl --rounds 5
+
+Offline `LLM`, greedy, answers of a fixed length; prefill counts. `turns.py` says how to take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from turns import Prompts, parse, take_turns
+
+# Read when vllm is imported.
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--drafts", type=int, default=0, help="tokens its MTP layer drafts a step")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, takes minutes")
+
+
+def main() -> None:
+    options = parse(__doc__.splitlines()[0], add_arguments)
+    # Libraries print to stdout; only JSON may go there.
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    from vllm import LLM, SamplingParams
+    from vllm.inputs import TokensPrompt
+
+    rows = max(options.batches)
+    llm = LLM(
+        str(options.folder),
+        trust_remote_code=True,
+        dtype=options.dtype,
+        speculative_config=(
+            {"method": "mtp", "num_speculative_tokens": options.drafts} if options.drafts else None
+        ),
+        enforce_eager=not options.compile,
+        skip_tokenizer_init=True,
+        enable_prefix_caching=False,  # every prompt is new: it would only cost
+        max_model_len=options.prompt + options.tokens,
+        max_num_seqs=rows,
+        max_num_batched_tokens=max(8192, rows * options.prompt),  # a whole batch is one prefill
+        kv_cache_memory_bytes=2**31,
+        gpu_memory_utilization=0.1,  # on a CPU: the share of memory that must be free
+    )
+    settings = SamplingParams(
+        temperature=0, max_tokens=options.tokens, ignore_eos=True, detokenize=False
+    )
+
+    def generate(prompts: Prompts) -> int:
+        inputs = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
+        outputs = llm.generate(inputs, settings, use_tqdm=False)
+        return sum(len(output.outputs[0].token_ids) for output in outputs)
+
+    take_turns(options, generate, out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
