@@ -139,6 +139,7 @@ class VllmEngine(VllmClient):
     async def _stop(self) -> None:
         if hasattr(self, "_llm"):
             self._llm.shutdown()
+            del self._llm  # its __del__ fails when the interpreter ends
 
 
 async def _make(settings: dict[str, Any]) -> Any:

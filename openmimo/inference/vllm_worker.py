@@ -111,6 +111,7 @@ def _temper_log_probs(runner: Any) -> None:
     sampler.openmimo_sample = sampler.sample = tempered_sample
     if rejection := getattr(runner, "rejection_sampler", None):
         _temper_accepted(rejection)
+        _repair_settings()
 
 
 def _temper_accepted(rejection: Any) -> None:
@@ -130,6 +131,24 @@ def _temper_accepted(rejection: Any) -> None:
         return forward(metadata, draft_probs, logits, sampling)
 
     rejection.forward = tempered_forward
+
+
+def _repair_settings() -> None:
+    """Give every checked draft the settings of its request.
+
+    vLLM 0.32 on a CPU computes them into a copy, so that temperature, top-p and top-k of these
+    positions are whatever lay in memory.
+    """
+    from vllm.v1.sample import rejection_sampler
+
+    def expand(
+        x: Tensor, ends: Tensor, count: int, replace_from: int = 0, replace_to: int = 0
+    ) -> Tensor:
+        drafts = torch.diff(ends, prepend=ends.new_zeros(1))
+        replaced = torch.where(x == replace_from, replace_to, x).to(x.dtype)
+        return replaced.repeat_interleave(drafts, output_size=count)
+
+    rejection_sampler.expand_batch_to_tokens = expand
 
 
 def _tempered(logits: Tensor, temperature: Tensor | None) -> Tensor:
