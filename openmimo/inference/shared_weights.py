@@ -31,9 +31,7 @@ _ALIGN = 64
 Named = tuple[str, Tensor]
 
 
-def published_weights(
-    weights: MiMo | Mapping[str, Tensor], target: ModelConfig
-) -> Iterator[Named]:
+def published_weights(weights: MiMo | Mapping[str, Tensor], target: ModelConfig) -> Iterator[Named]:
     """The tensors that a folder of shape `target` holds, made from a model of the trained shape.
 
     The model may be `target`'s own or one that `mimo export --to vllm` widens to it. Extra MTP
@@ -72,8 +70,8 @@ def _check_rope(model: MiMo, target: ModelConfig) -> None:
     base = vllm_shape(config).rope_theta
     if not math.isclose(base, target.rope_theta, rel_tol=1e-6):
         raise UserError(
-            f"the new weights' RoPE base is {model.rope_base}, not that of vLLM's folder: a running "
-            "vLLM cannot change it; export the model again"
+            f"the new weights' RoPE base is {model.rope_base}, not that of vLLM's folder, and a "
+            "running vLLM cannot change it: export the model again"
         )
 
 
@@ -110,7 +108,7 @@ def write_chunks(tensors: Iterable[Named], chunk_bytes: int = CHUNK_BYTES) -> It
             table.append((name, dtype, tuple(tensor.shape), size))
             size += _room(tensor)
         with shared_block(size) as (path, block):
-            for (name, tensor), (_, _, _, start) in zip(chunk, table, strict=True):
+            for (_, tensor), (_, _, _, start) in zip(chunk, table, strict=True):
                 _view(block, tensor.dtype, tuple(tensor.shape), start).copy_(tensor)
             chunk.clear()
             yield json.dumps({"path": path, "size": size, "tensors": table})
@@ -119,9 +117,7 @@ def write_chunks(tensors: Iterable[Named], chunk_bytes: int = CHUNK_BYTES) -> It
 def read_chunk(message: str) -> list[Named]:
     """The tensors of a message of `write_chunks`, copied out of shared memory."""
     chunk = json.loads(message)
-    block = torch.from_file(
-        chunk["path"], shared=True, size=chunk["size"], dtype=torch.uint8
-    )
+    block = torch.from_file(chunk["path"], shared=True, size=chunk["size"], dtype=torch.uint8)
     return [
         (name, _view(block, getattr(torch, dtype), tuple(shape), start).clone())
         for name, dtype, shape, start in chunk["tensors"]

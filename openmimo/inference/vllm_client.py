@@ -202,7 +202,9 @@ class VllmClient(ABC):
     def abort(self, ids: Collection[RequestId]) -> list[Completion]:
         """End requests now and return what they have so far; ids not in flight are ignored."""
         with self._changed:
-            flights = [self._requests[each] for each in dict.fromkeys(ids) if each in self._requests]
+            flights = [
+                self._requests[each] for each in dict.fromkeys(ids) if each in self._requests
+            ]
             completions = [self._take(flight, "aborted") for flight in flights]
         for flight in flights:
             if flight.task is not None:

@@ -67,7 +67,9 @@ def check_request(request: Request, *, max_length: int, vocab_size: int, drafts:
         if request.min_p:
             refuse("vLLM does not know min_p together with drafts; leave one out")
         if request.top_k and request.top_p == 1:  # max() of no rows, where no row has a draft
-            refuse("top_k without top_p kills a drafting vLLM 0.32 on a CPU; give top_p, or no drafts")
+            refuse(
+                "top_k without top_p kills a drafting vLLM 0.32 on a CPU; give top_p, or no drafts"
+            )
 
 
 def make_tokens(

@@ -51,7 +51,9 @@ class WorkerExtension:
         # On a CPU, compiled code holds the weights as they were when it was compiled.
         compiled = self.vllm_config.compilation_config.mode != CompilationMode.NONE
         if compiled and self.vllm_config.device_config.device_type == "cpu":
-            raise RuntimeError("weights of compiled code on a CPU cannot be changed: --enforce-eager")
+            raise RuntimeError(
+                "weights of compiled code on a CPU cannot be changed: --enforce-eager"
+            )
         with set_current_vllm_config(self.vllm_config):
             initialize_layerwise_reload(self._openmimo_models()[int(drafter)])
 
