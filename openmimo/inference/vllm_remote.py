@@ -140,8 +140,8 @@ class RemoteVllm(VllmClient):
                 found += delta.tokens.top_log_probs.flatten().tolist()
         if len(found) != 2 or found[0] == found[1]:
             raise UserError(
-                f"{self._name} reports log-probs as the model gives them, whatever the temperature: "
-                f"it needs --logprobs-mode processed_logprobs; {_HOW}"
+                f"{self._name} reports log-probs without the temperature: it needs "
+                f"--logprobs-mode processed_logprobs; {_HOW}"
             )
 
     async def _get(self, path: str) -> Any:
