@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from openmimo.errors import UserError
 from openmimo.inference.protocol import FinishReason, Request
 from openmimo.inference.vllm_client import Delta, VllmClient
@@ -24,7 +26,8 @@ from openmimo.inference.vllm_common import (
     read_counters,
     sampling_settings,
 )
-from openmimo.model.checkpoint import load_config
+from openmimo.model.checkpoint import open_model
+from openmimo.model.folder import dtype_name
 
 WORKER_EXTENSION = "openmimo.inference.vllm_worker.WorkerExtension"
 
@@ -38,7 +41,8 @@ class VllmEngine(VllmClient):
         max_length: longest prompt plus answer, in tokens; at most the folder's context.
         used_vocab: ids from this one on are never sampled; default: all may be.
         drafts: tokens to draft a step with the MTP layer, 0 or 1.
-        dtype: to compute in, as vLLM spells it; "auto" is that of the folder.
+        dtype: to compute in; default: that of the folder. (vLLM's own default turns float32 into
+            a half.)
         cache_bytes: memory for the caches; default: vLLM's choice, most of what is free.
         timeout: seconds; the longest wait for the next token, or for an answer to a call.
         more: further arguments of vLLM's AsyncEngineArgs.
@@ -55,12 +59,12 @@ class VllmEngine(VllmClient):
         max_length: int,
         used_vocab: int | None = None,
         drafts: int = 0,
-        dtype: str = "auto",
+        dtype: torch.dtype | None = None,
         cache_bytes: int | None = None,
         timeout: float = 600.0,
         more: Mapping[str, Any] | None = None,
     ) -> None:
-        config = load_config(folder)
+        config, files = open_model(folder)
         if drafts not in (0, 1) or drafts > config.num_nextn_predict_layers:
             layers = config.num_nextn_predict_layers
             raise UserError(
@@ -78,7 +82,7 @@ class VllmEngine(VllmClient):
             "model": str(folder),
             "skip_tokenizer_init": True,
             "trust_remote_code": True,
-            "dtype": dtype,
+            "dtype": dtype_name(dtype or files.dtype),
             "max_num_seqs": slots,
             "max_model_len": max_length,
             "logprobs_mode": "processed_logprobs",  # vllm_worker says why
