@@ -48,7 +48,7 @@ def main() -> None:
         max_model_len=options.prompt + options.tokens,
         max_num_seqs=rows,
         max_num_batched_tokens=max(8192, rows * options.prompt),  # a whole batch is one prefill
-        kv_cache_memory_bytes=2**31,
+        kv_cache_memory_bytes=2**30,
         gpu_memory_utilization=0.1,  # on a CPU: the share of memory that must be free
     )
     settings = SamplingParams(

@@ -27,7 +27,7 @@ from openmimo.inference.protocol import (
     RequestId,
     Tokens,
 )
-from openmimo.inference.shared_weights import published_weights, write_chunks
+from openmimo.inference.shared_weights import Named, published_weights, write_chunks
 from openmimo.inference.vllm_common import (
     Counters,
     check_request,
@@ -222,21 +222,24 @@ class VllmClient(ABC):
             UserError: the weights do not fit (nothing has changed then), there is no shared
                 memory, or the engine failed; after a failure in between it cannot be used.
         """
-        tensors = list(published_weights(weights, self._config))
+        whole = published_weights(weights, self._config)
+        for_drafter = (
+            (name, tensor)
+            for name, tensor in published_weights(weights, self._config)
+            if name.startswith(MTP) or name in (EMBEDDING, HEAD)
+        )
         self._check_alive()
         self._call(self._pause())
         try:
-            self._send(tensors, drafter=False)
+            self._send(whole, drafter=False)
             if self._drafts:
-                shared = (EMBEDDING, HEAD)
-                drafter = [(n, t) for n, t in tensors if n.startswith(MTP) or n in shared]
-                self._send(drafter, drafter=True)
+                self._send(for_drafter, drafter=True)
             self._call(self._resume())
         except Exception as error:
             self._failure = self._failure or error
             raise
 
-    def _send(self, tensors: list[tuple[str, Tensor]], *, drafter: bool) -> None:
+    def _send(self, tensors: Iterable[Named], *, drafter: bool) -> None:
         target = str(int(drafter))
         self._call(self._rpc("openmimo_start_update", target))
         for message in write_chunks(tensors):
