@@ -279,9 +279,13 @@ class VllmClient(ABC):
     async def _follow(self, flight: _InFlight) -> None:
         try:
             async for delta in self._stream(flight.request):
+                if delta.finish_reason not in (None, "stop", "length"):
+                    raise RuntimeError(f"it ended a request: {delta.finish_reason}")
                 with self._changed:
                     flight.add(delta)
                     self._tell()
+            if flight.finish_reason is None:
+                raise RuntimeError("an answer broke off")
         except Exception as error:
             with self._changed:
                 self._failure = self._failure or error

@@ -11,6 +11,7 @@ for new weights, another machine.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -64,17 +65,19 @@ class RemoteVllm(VllmClient):
         self._http = httpx.AsyncClient(
             base_url=url,
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            # A slot waits in turn however long the others take: the pool has no time limit.
-            timeout=httpx.Timeout(timeout, pool=None),
-            # Calls must not wait for slots.
-            limits=httpx.Limits(max_connections=slots + 2),
+            timeout=timeout,
+            limits=httpx.Limits(),  # `_turns` is the limit: calls must not wait for requests
         )
+        self._turns = asyncio.Semaphore(slots)
         try:
             model = self._call(self._get("/v1/models"))["data"][0]
             self._model = model["id"]
+            folder = folder or Path(model["root"])
+            if not folder.is_dir():
+                raise UserError(f"{self._name} serves {folder}, which is not here: name a copy")
             self._call(self._check_log_probs())
             self._start(
-                load_config(folder or Path(model["root"])),
+                load_config(folder),
                 slots=slots,
                 max_length=model["max_model_len"],
                 used_vocab=used_vocab,
@@ -95,7 +98,8 @@ class RemoteVllm(VllmClient):
             "stream": not request.score_prompt,
             **sampling_settings(request),
         }
-        async with self._http.stream("POST", "/v1/completions", json=body) as response:
+        stream = self._http.stream("POST", "/v1/completions", json=body)
+        async with self._turns, stream as response:
             if response.status_code != httpx.codes.OK:
                 raise UserError(
                     f"request {request.id}: {self._name} refuses it: {await _why(response)}"
@@ -154,7 +158,7 @@ class RemoteVllm(VllmClient):
 
     async def _content(self, path: str, response: httpx.Response) -> Any:
         if response.status_code == httpx.codes.NOT_FOUND:
-            raise UserError(f"{self._name} has no {path}: it needs VLLM_SERVER_DEV_MODE=1; {_HOW}")
+            raise UserError(f"{self._name} has no {path}, so no VLLM_SERVER_DEV_MODE=1; {_HOW}")
         if response.status_code == httpx.codes.UNAUTHORIZED:
             raise UserError(f"{self._name} wants another API key: pass its --api-key")
         if response.status_code != httpx.codes.OK:
@@ -164,6 +168,8 @@ class RemoteVllm(VllmClient):
 
 def _delta(answer: dict[str, Any], request: Request) -> Delta:
     """One message of the completions API."""
+    if "error" in answer:
+        raise RuntimeError(answer["error"]["message"])
     choice = answer["choices"][0]
     many = request.alternatives
     ids: list[int] = choice["token_ids"] or []
