@@ -151,7 +151,7 @@ async def _make(settings: dict[str, Any]) -> Any:
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    # Compiled code on a CPU keeps the weights it was compiled with (vllm_worker).
+    # Compiled code on a CPU takes no new weights (vllm_worker).
     settings = {"enforce_eager": current_platform.is_cpu()} | settings
     return AsyncLLM.from_engine_args(AsyncEngineArgs(**settings))
 

@@ -48,7 +48,8 @@ class WorkerExtension:
         from vllm.config import CompilationMode, set_current_vllm_config
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
-        # On a CPU, compiled code holds the weights as they were when it was compiled.
+        # On a CPU the kernels' weights are packed anew, in other memory, and compiled code may
+        # still see the old ones. In float32 it did not, but that depends on the CPU.
         compiled = self.vllm_config.compilation_config.mode != CompilationMode.NONE
         if compiled and self.vllm_config.device_config.device_type == "cpu":
             raise RuntimeError(
