@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ import torch
 
 from benchmarks.vllm_mtp import Greedy, answer_as_vllm_does, partings
 from openmimo.errors import UserError
+from openmimo.inference import vllm_client
 from openmimo.inference.protocol import Completion, InferenceEngine, Request
+from openmimo.inference.shared_weights import write_chunks
 from openmimo.inference.vllm_engine import VllmEngine
 from openmimo.interop.exporting import Model, export_model
 from openmimo.model.checkpoint import load_model, write_model
@@ -258,7 +261,12 @@ def test_what_is_generated_can_be_read_and_aborted(engine: VllmEngine, padded: N
     assert complete(engine, requests[:1])[0].token_ids.tolist() == whole[0].token_ids.tolist()
 
 
-def test_new_weights_reach_every_part(engine: VllmEngine, padded: Native, other: MiMo) -> None:
+def test_new_weights_reach_every_part(
+    engine: VllmEngine, padded: Native, other: MiMo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Chunks that cut through a layer's tensors, which vLLM loads together.
+    small = partial(write_chunks, chunk_bytes=20_000)
+    monkeypatch.setattr(vllm_client, "write_chunks", small)
     first, accepted = acceptance(engine, padded)
     engine.update_weights(other)
     ids, share = acceptance(engine, padded)
