@@ -8,11 +8,11 @@ What was tried on nano (float32, one thread, 64 tokens an answer, tokens a secon
 1 / 32 / 128, medians of 5 alternating rounds): eager 195 / 3330 / 4631, compiled 405 / 3764 / 5167,
 Intel's OpenMP preloaded as vLLM advises 246 / 3295 / 4570, both 388 / 3965 / 5073. So: compiled
 (which starts half a minute later), without a preload. In this process rather than in one of its
-own, which costs a tenth. On a CPU without
-instructions for bfloat16 vLLM is slower in it than in float32 (SmolLM2's shape, eager, batch
-1 / 8 / 32: 12.8 / 20.8 / 22.7 against 13.1 / 45.1 / 98.2): give the dtype that suits the machine.
-Cores: OMP_NUM_THREADS and taskset, as
-vLLM binds no threads in this mode.
+own, which cost about a tenth when measured one after the other.
+
+On a CPU without instructions for bfloat16 vLLM is slower in it than in float32 (SmolLM2's shape,
+eager, batch 1 / 8 / 32, one after the other: 12.8 / 20.8 / 22.7 against 13.1 / 45.1 / 98.2): give
+the dtype that suits the machine. Cores: OMP_NUM_THREADS and taskset, as vLLM binds no threads here.
 """
 
 from __future__ import annotations
