@@ -28,10 +28,16 @@ def add_serve_verb(verbs: Any) -> None:
     add("--max-queue", type=int, default=256, help="requests that may wait (default: 256)")
     add("--max-n", type=int, default=16, help="most n of a request (default: 16)")
     add("--max-body-bytes", type=int, default=8_000_000, help="of a request (default: 8000000)")
-    add("--drafts", type=int, help="MTP layers to draft with (default: all)")
+    text = "tokens to draft in each step, by MTP layers (default: auto, as many as save time)"
+    add("--drafts", type=drafts, default="auto", help=text)
     add("--timeout", type=float, default=600, help="seconds for a request (default: 600)")
     add("--drain", type=float, default=30, help="seconds that a stop waits (default: 30)")
     verb.set_defaults(handler=serve)
+
+
+def drafts(text: str) -> int | str:
+    """A number of drafts, or "auto"."""
+    return text if text == "auto" else int(text)
 
 
 def serve(options: argparse.Namespace) -> None:

@@ -10,14 +10,14 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import uvicorn
 
 from openmimo.errors import UserError
-from openmimo.inference.engine import Decoder, Engine, PlainDecoder
+from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import InferenceEngine
-from openmimo.inference.speculative import SpeculativeDecoder
 from openmimo.model.checkpoint import load_release
 from openmimo.model.mimo import MiMo
 from openmimo.serving.app import Parts, make_app
@@ -25,6 +25,9 @@ from openmimo.serving.calls import Limits
 from openmimo.serving.http import Protocol
 from openmimo.serving.service import EngineService
 from openmimo.tokenizer import Tokenizer
+
+PREFILL_TOKENS = 1024
+"""Prompt tokens read at once: a long prompt holds up the other answers for no longer than that."""
 
 STOP_SECONDS = 5.0
 """For the replies to be sent, and for the engine's last step, once all requests have ended."""
@@ -43,7 +46,7 @@ class ServeSettings:
     max_queue: requests that may wait for a slot.
     max_samples: most `n` of a request.
     max_body_bytes: of a request.
-    drafts: MTP layers to draft with; None: all.
+    drafts: tokens that the MTP layers draft in each step; "auto": as many as save time.
     timeout: seconds for a whole request.
     drain: seconds that running requests get after SIGTERM or Ctrl-C.
     """
@@ -58,7 +61,7 @@ class ServeSettings:
     max_queue: int = 256
     max_samples: int = 16
     max_body_bytes: int = 8_000_000
-    drafts: int | None = None
+    drafts: int | Literal["auto"] = "auto"
     timeout: float = 600.0
     drain: float = 30.0
 
@@ -92,14 +95,31 @@ def build_engine(
     model: MiMo, tokenizer: Tokenizer, settings: ServeSettings, max_length: int
 ) -> InferenceEngine:
     """The native engine for these settings."""
-    layers = len(model.mtp_layers)
-    drafts = layers if settings.drafts is None else settings.drafts
-    if drafts > layers:
-        raise UserError(f"--drafts is {drafts}, but the model has {layers} MTP layers")
-    decoder: Decoder = SpeculativeDecoder(model, drafts) if drafts else PlainDecoder(model)
-    return Engine(
-        decoder, slots=settings.slots, max_length=max_length, used_vocab=tokenizer.vocab_size
+    engine = Engine(
+        model,
+        slots=settings.slots,
+        max_length=max_length,
+        used_vocab=tokenizer.vocab_size,
+        drafts=settings.drafts,
+        prefill_tokens=PREFILL_TOKENS,
+        consume=True,
     )
+    needed = engine.stats().cache_bytes
+    if settings.device == "cpu" and needed > (free := free_memory()):
+        raise UserError(
+            f"{settings.slots} slots of {max_length} tokens can need {needed / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB are free: lower --slots or --max-length"
+        )
+    return engine
+
+
+def free_memory() -> float:
+    """Bytes that programs may still take; infinite where the system does not say."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return float("inf")
+    return int(text.split("MemAvailable:")[1].split()[0]) * 1024
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -135,7 +155,7 @@ def _check(settings: ServeSettings) -> None:
     }  # fmt: skip
     for name, lowest in least.items():
         value = getattr(settings, name)
-        if value is not None and not value >= lowest:
+        if isinstance(value, int | float) and not value >= lowest:
             option = {"max_samples": "max-n"}.get(name, name.replace("_", "-"))
             raise UserError(f"--{option} is {value}; it must be at least {lowest}")
     if not 0 <= settings.port < 2**16:
@@ -177,7 +197,7 @@ async def _serve(
     server = _Server(config)
     running = asyncio.create_task(server.serve(sockets=[listener]))
     ending = asyncio.create_task(_wait_for_end(service, settings.drain))
-    _announce(name, listener, length, settings)
+    _announce(name, listener, length, engine.stats().cache_bytes, settings)
     await asyncio.wait({running, ending}, return_when=asyncio.FIRST_COMPLETED)
     server.should_exit = True
     await running
@@ -206,12 +226,15 @@ async def _wait_for_end(service: EngineService, drain: float) -> None:
         await service.drain(drain)
 
 
-def _announce(name: str, listener: socket.socket, length: int, settings: ServeSettings) -> None:
+def _announce(
+    name: str, listener: socket.socket, length: int, cache_bytes: int, settings: ServeSettings
+) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"serving {name} at http://{shown}:{port}", flush=True)
     print(
-        f"  context {length} tokens, {settings.slots} slots, queue {settings.max_queue}, "
+        f"  context {length} tokens, {settings.slots} slots (caches of at most "
+        f"{cache_bytes / 1e9:.2f} GB), queue {settings.max_queue}, "
         f"API key {'asked for' if settings.api_key else 'none'}; Ctrl-C stops",
         flush=True,
     )

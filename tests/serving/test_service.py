@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from openmimo.errors import UserError
-from openmimo.inference.engine import Engine, PlainDecoder
+from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request
 from openmimo.serving.service import (
     DrainingError,
@@ -17,7 +17,7 @@ from openmimo.serving.service import (
 
 @pytest.fixture
 def engine(model):
-    return Engine(PlainDecoder(model), slots=2, max_length=200)
+    return Engine(model, slots=2, max_length=200)
 
 
 def request(tokens=100, **changes):
@@ -50,7 +50,7 @@ async def collect(flight):
 
 def test_pieces_join_to_the_completion(engine, model):
     requests = [request(seed=seed) for seed in range(4)]
-    offline = Engine(PlainDecoder(model), slots=4, max_length=200)
+    offline = Engine(model, slots=4, max_length=200)
     expected = [offline.run([each])[0].token_ids.tolist() for each in requests]
 
     async def work(service):
