@@ -284,6 +284,23 @@ def test_a_longer_prompt_is_read_from_where_it_differs(
             while_active = bool(engine.generated("first").token_ids.size)
 
 
+def test_half_of_a_prompt_that_moved_and_was_aborted_is_not_taken_for_the_whole(
+    model: MiMo, expected: Expected
+) -> None:
+    engine = engine_for(model, prefill_tokens=1)
+    engine.submit([Request("first", (1,), 30, seed=1)])
+    for _ in range(15):
+        engine.step()
+    prompt = tuple(range(45))
+    engine.submit([Request("half", prompt, 5)])
+    while engine.generated("first").token_ids.size:
+        engine.step()
+    assert 0 < engine.stats().prefilled_tokens < 20  # it was read in the second row, now the first
+    engine.abort(["half"])
+    again = Request("whole", prompt, 12, seed=2)
+    assert engine.run([again])[0].token_ids.tolist() == expected(again)
+
+
 @pytest.mark.parametrize("prefill_tokens", [1, 7, 16])
 @pytest.mark.parametrize("drafts", [0, 3])
 def test_prompts_read_in_pieces_change_nothing(

@@ -157,6 +157,7 @@ CUTS = [
     {"min_p": 0.2},
     {"min_p": 0.99},
     {"top_p": 1e-6},
+    {"top_p": 1e-60},  # 0 as a float32
     {"temperature": 1.5, "top_p": 0.8, "top_k": 5, "min_p": 0.1},
     {"temperature": 3.0, "top_p": 0.9, "top_k": 2, "min_p": 0.01},
 ]
@@ -289,6 +290,20 @@ def test_pick_among_many_is_a_search_in_the_cumulative_sum(size: int) -> None:
         some = torch.from_numpy(uniform[part : part + 500]).view(100, 5)
         got = pick(row.expand(100, 5, size), some)
         assert np.array_equal(got.flatten().numpy(), expected[part : part + 500])
+
+
+def test_pick_on_the_very_boundaries_draws_no_weight_of_zero() -> None:
+    """There rounding decides, of the sums as of the place in a block."""
+    rng = np.random.default_rng(0)
+    weights = rng.random(BLOCK + 904, np.float32) * (rng.random(BLOCK + 904) < 0.3)
+    cumulative = weights.cumsum(dtype=np.float64)
+    at = np.unique(cumulative)[:-1] / cumulative[-1]
+    at = at[rng.integers(0, len(at), 600)]
+    around = np.stack([at, np.nextafter(at, 0), np.nextafter(at, 1), at - 1e-15, at + 1e-15])
+    row = torch.from_numpy(weights).expand(600, -1)
+    for uniform in around:
+        drawn = pick(row, torch.from_numpy(uniform)).numpy()
+        assert (weights[drawn] > 0).all()
 
 
 def test_pick_at_the_edges() -> None:
