@@ -60,7 +60,7 @@ def test_completions_equal_generation_without_engine_whatever_the_slots(
         assert completion.top_ids.size == 0
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.data())
 def test_arrivals_and_aborts_at_any_step_change_no_one_elses_answer(
     model: MiMo, mixed_requests: MakeRequests, expected: Expected, data: st.DataObject
@@ -106,13 +106,14 @@ def check_answers(
         assert completion.token_ids.tolist() == answer
 
 
+@pytest.mark.slow
 def test_a_long_soak(model: MiMo, mixed_requests: MakeRequests, expected: Expected) -> None:
     rng = np.random.default_rng(0)
     pool = [r for seed in range(3, 8) for r in mixed_requests(30, seed=seed, longest=40)]
     engine = engine_for(model, slots=7, drafts="auto", prefill_tokens=24)
     in_flight: dict[RequestId, Request] = {}
     answered = 0
-    for number in range(1000):
+    for number in range(800):
         while len(in_flight) < 12 and rng.random() < 0.6:
             new = pool[rng.integers(len(pool))]
             name = f"{number}/{len(in_flight)}"
@@ -124,7 +125,7 @@ def test_a_long_soak(model: MiMo, mixed_requests: MakeRequests, expected: Expect
         answered += len(finished)
         check_answers(finished, in_flight, expected)
     check_answers(finish(engine).values(), in_flight, expected)
-    assert answered > 400
+    assert answered > 300
     assert engine.stats().shared_tokens > 1000
 
 
