@@ -193,18 +193,23 @@ def test_a_longer_prompt_is_read_from_where_it_differs(
             while_active = bool(engine.generated("first").token_ids.size)
 
 
-def test_half_of_a_prompt_that_moved_and_was_aborted_is_not_taken_for_the_whole(
-    model: MiMo, expected: Expected
+@pytest.mark.parametrize("moved", [True, False])
+def test_the_half_of_a_prompt_that_was_aborted_is_not_taken_for_the_whole(
+    model: MiMo, expected: Expected, moved: bool
 ) -> None:
+    """It was read into a row that another request has left, or moved there when that ended."""
     engine = engine_for(model, prefill_tokens=1)
     engine.submit([Request("first", (1,), 30, seed=1)])
+    if not moved:
+        finish(engine)
     for _ in range(15):
         engine.step()
     prompt = tuple(range(45))
     engine.submit([Request("half", prompt, 5)])
-    while engine.generated("first").token_ids.size:
+    for _ in range(16):
         engine.step()
-    assert 0 < engine.stats().prefilled_tokens < 20  # it was read in the second row, now the first
+    assert not engine.generated("first").token_ids.size
+    assert 0 < engine.stats().prefilled_tokens < 20
     engine.abort(["half"])
     again = Request("whole", prompt, 12, seed=2)
     assert engine.run([again])[0].token_ids.tolist() == expected(again)
