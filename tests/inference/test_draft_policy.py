@@ -176,9 +176,14 @@ def steps_until(world: World, policy: DraftPolicy, choice: int, rows: int, limit
     return limit
 
 
-@pytest.mark.parametrize(("step", "rows"), [(0.001, 1), (0.001, 64), (0.03, 8)])
-def test_it_follows_an_acceptance_that_falls_and_rises(step: float, rows: int) -> None:
-    world, policy = world_of(CHEAP, (0.9, 0.9, 0.9), step), DraftPolicy(3)
+@pytest.mark.parametrize(
+    ("step", "rows", "entry"), [(0.001, 1, 0.0025), (0.001, 64, 0.0025), (0.03, 8, 0.03)]
+)
+def test_it_follows_an_acceptance_that_falls_and_rises(
+    step: float, rows: int, entry: float
+) -> None:
+    world = world_of(CHEAP, (0.9, 0.9, 0.9), step, entry=entry * step)
+    policy = DraftPolicy(3)
     assert steps_until(world, policy, 3, rows, 1000) < 100
     for _ in range(2):
         world.run(policy, 500, rows)
@@ -220,6 +225,21 @@ def test_a_backlog_that_is_too_dear_is_not_paid() -> None:
         world.run(policy, 1)
     assert policy.choose(1, [0, 1000, 1000, 1000]) == 0
     assert policy.choose(1, [0, 1e-6, 1e-6, 1e-6]) == 3
+
+
+def test_making_up_for_plain_steps_counts_as_time_lost() -> None:
+    policy = DraftPolicy(3)
+    policy.spend(2.0)
+    assert policy.saved_seconds == -2.0
+
+
+def test_what_trials_may_cost_is_not_saved_up_for_ever() -> None:
+    world, policy = world_of((1.0, 1.0, 1.0, 1.0), (0.0, 0.0, 0.0), 0.02), DraftPolicy(3)
+    world.run(policy, 20_000)  # seven minutes, in which trials cost nothing
+    for step in range(500):
+        drafts = policy.choose(1, [0, 2.2, 2.2, 2.2])
+        assert drafts == 0 or step < 3  # a trial that has begun goes on
+        policy.record(1, drafts, 0.02, [0] * drafts)
 
 
 def test_the_time_saved_is_told_in_spite_of_noise() -> None:

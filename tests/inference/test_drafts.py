@@ -161,11 +161,10 @@ def test_forced_patterns_of_acceptance_change_nothing_but_the_speed(
     requests = mixed_requests(20)
     plain = answers(engine_for(model, 0), requests)
     stats = []
-    for pattern in PATTERNS:
-        for slots in (1, 6):
-            engine = engine_for(model, 3, slots)
-            force(engine, model, requests, pattern)
-            assert answers(engine, requests) == plain
+    for pattern, slots in zip(PATTERNS, (6, 1, 6, 5), strict=True):
+        engine = engine_for(model, 3, slots)
+        force(engine, model, requests, pattern)
+        assert answers(engine, requests) == plain
         stats.append(engine.stats())
     for s in stats:
         assert s.drafts_reached[0] == s.drafts_offered[0]
@@ -190,7 +189,7 @@ def test_drafts_come_from_caches_without_stale_entries(
     """With few tokens a pass, prompts are read in pieces and rows catch up one by one."""
     model = make_model(seed=7, **changes)
     requests = mixed_requests(12, longest=30)
-    for pattern in PATTERNS:
+    for pattern in PATTERNS[2:]:
         engine = engine_for(model, 3, slots=4, prefill_tokens=prefill_tokens)
         check = Check(engine, model)
         force(engine, model, requests, pattern)
@@ -198,7 +197,7 @@ def test_drafts_come_from_caches_without_stale_entries(
         assert check.count > 80
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(st.data())
 def test_drafts_are_right_after_any_number_of_plain_steps(
     model: MiMo, mixed_requests: MakeRequests, expected: Callable[..., list[int]],
@@ -342,6 +341,7 @@ def sample_sequences(
     return split.reshape(len(prompts), -1, 3), accepted / steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drafts", [1, 3])
 def test_the_sampled_distribution_is_exact(make_model: MakeModel, drafts: int) -> None:
     """All sequences of three tokens; two prompts in a batch, so acceptance differs in it."""

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from openmimo.config.schema import RopeScaling
 from openmimo.errors import UserError
-from openmimo.inference import packed
+from openmimo.inference import matrix, packed
 from openmimo.inference.cache import KVCache, zeros_on_demand
+from openmimo.inference.matrix import Matrix, can_pack
 from openmimo.inference.packed import PackedModel, Span, compute_dtype
 from openmimo.model.mimo import MiMo
 
@@ -128,6 +129,42 @@ def test_decoding_equals_the_full_pass(
         torch.testing.assert_close(logits, model.logits(expected[0]), **CLOSE)
 
 
+@pytest.mark.parametrize(("single_rows", "packs"), [(True, True), (False, True), (True, False)])
+def test_every_kind_of_matrix_product_decodes_as_the_full_pass(
+    model: MiMo, ids: Tensor, monkeypatch: pytest.MonkeyPatch, single_rows: bool, packs: bool
+) -> None:
+    monkeypatch.setattr(packed, "SMALL", packed.SMALL if single_rows else 0)
+    if not packs:
+        monkeypatch.setattr(matrix, "can_pack", lambda dtype: False)
+    assert_equal_passes(Packed(model).decode(ids, STEPS), full(model, ids))
+    one = ids[:1]
+    assert_equal_passes(Packed(model, 1).decode(one, STEPS, rows=slice(0, 1)), full(model, one))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 33])
+@pytest.mark.parametrize("single_rows", [True, False])
+@pytest.mark.parametrize("packs", [True, False])
+def test_matrix_products(
+    monkeypatch: pytest.MonkeyPatch, rows: int, single_rows: bool, packs: bool
+) -> None:
+    if not packs:
+        monkeypatch.setattr(matrix, "can_pack", lambda dtype: False)
+    generator = torch.Generator().manual_seed(0)
+    product = Matrix((24, 40), torch.float32, torch.device("cpu"), single_rows)
+    x = torch.randn(rows, 40, generator=generator)
+    bias, sums = torch.randn(24, generator=generator), torch.randn(rows, 24, generator=generator)
+    before = sums.clone()
+    for _ in range(2):  # the second weights replace the first
+        weight = torch.randn(24, 40, generator=generator)
+        product.load(weight)
+        torch.testing.assert_close(product(x), x @ weight.T)
+        torch.testing.assert_close(product(x, bias), x @ weight.T + bias)
+        torch.testing.assert_close(product.add_to(sums, x), sums + x @ weight.T)
+        assert torch.equal(sums, before)
+        weight.zero_()  # the values were copied
+        assert product(x).abs().sum() > 0
+
+
 def test_rejected_tokens_are_overwritten(model: MiMo, ids: Tensor) -> None:
     decoder, expected = Packed(model), full(model, ids)
     decoder.decode(ids, [10])
@@ -175,7 +212,7 @@ def test_bfloat16_is_as_close_as_the_model_itself_in_bfloat16(
     make_model: MakeModel, ids: Tensor
 ) -> None:
     decoder = Packed(make_model(), dtype=torch.bfloat16)
-    assert decoder.model.head.dtype == decoder.trunk.layers[0].dtype == torch.bfloat16
+    assert decoder.model.norm.dtype == decoder.trunk.layers[0].dtype == torch.bfloat16
     hidden, drafts = decoder.decode(ids, STEPS)
     exact, narrow = full(make_model(), ids), full(make_model().bfloat16(), ids)
     outputs = [(hidden, exact[0], narrow[0]), *zip(drafts, exact[1], narrow[1], strict=True)]
@@ -201,7 +238,7 @@ def test_the_dtype_is_the_models_where_the_cpu_is_fast_at_it(
     monkeypatch.setattr(packed, "cpu_has_bfloat16", lambda: fast)
     model = make_model(num_hidden_layers=1).to(dtype)
     assert compute_dtype(model) == computed
-    assert PackedModel(model, LENGTH).head.dtype == computed
+    assert PackedModel(model, LENGTH).norm.dtype == computed
 
 
 @pytest.mark.parametrize("as_state_dict", [True, False])
@@ -267,17 +304,24 @@ def test_consumed_weights_are_freed_and_the_result_is_the_same(
     assert_equal_passes(decoder.decode(ids, STEPS), expected)
 
 
-def test_bytes_are_those_of_the_weights_and_of_the_entries(make_model: MakeModel) -> None:
+def test_bytes_are_those_of_the_weights_and_of_the_entries(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make_model()
-    parameters = sum(p.numel() for p in model.parameters())
-    mtp = sum(p.numel() for layer in model.mtp_layers[1:] for p in layer.parameters())
-    for layers, dtype, size in (
-        (3, torch.float32, 4 * parameters),
-        (3, torch.bfloat16, 2 * parameters),
-        (1, torch.float32, 4 * (parameters - mtp)),
-    ):
-        # A constant or two may be counted as well.
-        assert size <= PackedModel(model, LENGTH, layers, dtype).bytes < size + 100
+    embedding = model.model.embed_tokens.weight.numel()
+
+    def least(layers: int, size: int, copies: int) -> int:
+        unused = {p for layer in model.mtp_layers[layers:] for p in layer.parameters()}
+        used = [p for p in model.parameters() if p not in unused]
+        matrices = sum(p.numel() for p in used if p.ndim == 2) - embedding
+        return size * (sum(p.numel() for p in used) + (copies - 1) * matrices)
+
+    for small in (True, False):
+        monkeypatch.setattr(packed, "SMALL", packed.SMALL if small else 0)
+        for layers, dtype in ((3, torch.float32), (3, torch.bfloat16), (1, torch.float32)):
+            size = least(layers, dtype.itemsize, 2 if small and can_pack(dtype) else 1)
+            # A constant or two may be counted as well.
+            assert size <= PackedModel(model, LENGTH, layers, dtype).bytes < size + 100
     cache = KVCache(model.config, 2, 3, 5, torch.bfloat16, torch.device("cpu"))
     config = model.config
     assert cache.bytes == 2 * (2 * 3 * 5 * config.num_key_value_heads * config.head_dim) * 2
