@@ -198,7 +198,11 @@ class PackedModel:
     def bytes(self) -> int:
         """Memory of the weights, in bytes."""
         blocks = [vars(block).values() for block in [*self.layers, *self.mtp_layers]]
-        parts = [part for values in blocks for part in values] + [self.embedding, self.head]
+        parts = [part for values in blocks for part in values] + [
+            self.embedding,
+            self.head,
+            self.norm,
+        ]
         return sum(part.nbytes for part in parts if isinstance(part, Tensor | Matrix))
 
     @torch.no_grad()
