@@ -12,6 +12,7 @@ from pathlib import Path
 from openmimo.errors import UserError
 from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request
+from openmimo.inference.threads import use_fastest_threads
 from openmimo.model.checkpoint import load_release
 from openmimo.model.mimo import MiMo
 from openmimo.tokenizer import StreamDecoder, Tokenizer
@@ -140,7 +141,7 @@ def chat(
     seed = secrets.randbits(63) if seed is None else seed
     template = Request("chat", [0], max_tokens, temperature, top_p, seed)
     model, tokenizer = load_release(model_dir)
-    model.eval()
+    use_fastest_threads(model.eval())
     conversation = Conversation(model, tokenizer, template, system, speculative, consume=True)
     if sys.stdin.isatty():
         _in_terminal(conversation)

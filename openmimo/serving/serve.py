@@ -18,6 +18,7 @@ import uvicorn
 from openmimo.errors import UserError
 from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import InferenceEngine
+from openmimo.inference.threads import use_fastest_threads
 from openmimo.model.checkpoint import load_release
 from openmimo.model.mimo import MiMo
 from openmimo.serving.app import Parts, make_app
@@ -86,6 +87,7 @@ def serve(folder: Path, settings: ServeSettings) -> None:
                 f"--max-length is {length}, but the model's context has "
                 f"{model.config.max_position_embeddings} tokens"
             )
+        use_fastest_threads(model)
         engine = build_engine(model.eval(), tokenizer, settings, length)
         name = settings.name or folder.resolve().name
         asyncio.run(_serve(engine, tokenizer, listener, name, length, settings))
