@@ -96,7 +96,7 @@ def serve(folder: Path, settings: ServeSettings) -> None:
 def build_engine(
     model: MiMo, tokenizer: Tokenizer, settings: ServeSettings, max_length: int
 ) -> InferenceEngine:
-    """The native engine for these settings."""
+    """The native engine for these settings; it takes the model's weights with it."""
     engine = Engine(
         model,
         slots=settings.slots,

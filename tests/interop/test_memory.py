@@ -24,9 +24,10 @@ def test_the_estimate_of_running_against_a_loaded_model(
     script = (
         "import sys, torch\n"
         "from openmimo.model.checkpoint import load_model\n"
-        "from openmimo.model.cache import KVCache\n"
+        "from openmimo.inference.cache import KVCache\n"
         "m = load_model(sys.argv[1])\n"
-        "c = KVCache(m.config, 9, 1, 4096); c.keys.fill_(1); c.values.fill_(1)\n"
+        "c = KVCache(m.config, 9, 1, 4096, torch.float32, torch.device('cpu'))\n"
+        "[layer.fill_(1) for layer in c.layers]\n"
         "print(open('/proc/self/status').read().split('VmRSS:')[1].split()[0])\n"
     )
     done = subprocess.run(

@@ -68,10 +68,10 @@ def evaluate(server, folder, tmp_path, kind, path, task, form, *options) -> list
 
 
 @torch.inference_mode()
-def likelihood(model, context: list[int], continuation: list[int]) -> tuple[float, bool]:
+def likelihood(model, used, context: list[int], continuation: list[int]) -> tuple[float, bool]:
     """Sum of the log-probs of a continuation, and whether greedy decoding gives it."""
     ids = torch.tensor([context + continuation])
-    log_probs = model(ids)[0, len(context) - 1 : -1].log_softmax(-1)
+    log_probs = model(ids)[0, len(context) - 1 : -1, :used].log_softmax(-1)
     wanted = torch.tensor(continuation)
     total = log_probs.gather(1, wanted[:, None]).sum().item()
     return total, bool((log_probs.argmax(-1) == wanted).all())
@@ -88,7 +88,7 @@ def test_multiple_choice_by_log_likelihood(server, folder, model, tokenizer, tmp
         context = tokenizer.encode(question["question"])
         for choice, [[total, greedy]] in zip(question["choices"], record["resps"], strict=True):
             whole = tokenizer.encode(f"{question['question']} {choice}")
-            expected = likelihood(model, context, whole[len(context) :])
+            expected = likelihood(model, tokenizer.vocab_size, context, whole[len(context) :])
             assert math.isclose(float(total), expected[0], abs_tol=1e-3)
             assert greedy in (expected[1], str(expected[1]))
 
