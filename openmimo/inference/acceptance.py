@@ -45,6 +45,7 @@ def measure_acceptance(model: MiMo, requests: Sequence[Request], used_vocab: int
     engine = Engine(
         model,
         drafts=len(model.mtp_layers),
+        draft_vocab=model.config.vocab_size,  # the layers are measured, not the engine
         slots=len(requests),
         max_length=max(len(r.prompt_ids) + r.max_new_tokens for r in requests),
         used_vocab=used_vocab,

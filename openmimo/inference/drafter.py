@@ -105,7 +105,7 @@ class Drafter:
             out = self._compute(layer, slice(0, n), rows.tokens, start, width)
             row = torch.arange(n, device=out.device)
             out = out[row, torch.from_numpy(last - start).to(out.device)]
-            logits = self._model.head(out)[:, None, : self._used_vocab]
+            logits = self._model.draft_head(out)[:, None, : self._used_vocab]
             log_probs = log_probabilities(logits, settings)
             tokens, _ = draw(log_probs, settings, uniform[:, layer : layer + 1])
             rows.tokens[np.arange(n), known + layer] = tokens[:, 0].cpu().numpy()

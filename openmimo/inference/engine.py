@@ -45,6 +45,8 @@ class Engine:
             does not use); default: all may be.
         drafts: tokens to draft in each step, from as many MTP layers. "auto" drafts only while that
             is measured to save time, at most one token a layer. Drafts change no token.
+        draft_vocab: ids below this can be drafted; default: `usual_draft_vocab`. Fewer are drafted
+            faster, and a token that is missing costs one wrong draft.
         prefill_tokens: most prompt tokens in one forward pass. It bounds memory, and how long a
             prompt holds up the answers in progress.
         collect: called with what the trunk computed for each finished request.
@@ -62,6 +64,7 @@ class Engine:
         max_length: int,
         used_vocab: int | None = None,
         drafts: int | Literal["auto"] = 0,
+        draft_vocab: int | None = None,
         prefill_tokens: int = 16_384,
         collect: Collect | None = None,
         consume: bool = False,
@@ -86,7 +89,13 @@ class Engine:
         self._prefill_tokens, self._most_drafts = prefill_tokens, most
         self._policy = DraftPolicy(most) if drafts == "auto" and most else None
         with torch.inference_mode():
-            self._model = PackedModel(model, max_length + spare(most), most, consume=consume)
+            self._model = PackedModel(
+                model,
+                max_length + spare(most),
+                most,
+                draft_vocab or usual_draft_vocab(vocab),
+                consume=consume,
+            )
             self._decoder = Decoder(
                 self._model, slots, max_length, self._used_vocab, most, prefill_tokens
             )
@@ -298,3 +307,12 @@ class Engine:
         self._in_flight.difference_update(c.request_id for c in completions)
         self._decoder.copy_rows(*self._waiting.close_holes(rows, self._cohort))
         return completions
+
+
+def usual_draft_vocab(vocab: int) -> int:
+    """A sixth of a large vocabulary: the product with the head is most of the cost of a draft.
+
+    The ids of a BPE tokenizer are in the order of its merges, the frequent ones first. Of 26,700
+    tokens in SmolLM2's answers 93 % are among the first sixth (Zhao et al., 2025, FR-Spec).
+    """
+    return min(vocab, max(vocab // 6, 8192))

@@ -156,6 +156,7 @@ class PackedModel:
         model: on the device to run on.
         length: positions that RoPE tables are made for.
         mtp_layers: how many of the model's MTP layers to take.
+        draft_vocab: ids below this can be drafted; None: all.
         dtype: of the weights, the computation and the cache; default: `compute_dtype(model)`.
         consume: empty each of the model's parameters as it is copied, so that at no time there are
             two copies of all weights; the model cannot be used afterwards.
@@ -166,6 +167,7 @@ class PackedModel:
         model: MiMo,
         length: int,
         mtp_layers: int = 0,
+        draft_vocab: int | None = None,
         dtype: torch.dtype | None = None,
         consume: bool = False,
     ) -> None:
@@ -182,6 +184,9 @@ class PackedModel:
         self.mtp_layers = [PackedMTPLayer(config, make) for _ in range(mtp_layers)]
         self.embedding = torch.empty(weight.shape, dtype=self.dtype, device=self.device)
         self.head = make.matrix(*weight.shape)
+        self.draft_head = self.head
+        if mtp_layers and draft_vocab is not None and draft_vocab < config.vocab_size:
+            self.draft_head = make.matrix(draft_vocab, config.hidden_size)
         self.norm = make.vector(config.hidden_size)
         self._load(taken_from(model) if consume else model.get_parameter, model.rope_base)
 
@@ -198,11 +203,9 @@ class PackedModel:
     def bytes(self) -> int:
         """Memory of the weights, in bytes."""
         blocks = [vars(block).values() for block in [*self.layers, *self.mtp_layers]]
-        parts = [part for values in blocks for part in values] + [
-            self.embedding,
-            self.head,
-            self.norm,
-        ]
+        parts = [part for values in blocks for part in values]
+        parts += [self.embedding, self.head, self.norm]
+        parts += [] if self.draft_head is self.head else [self.draft_head]
         return sum(part.nbytes for part in parts if isinstance(part, Tensor | Matrix))
 
     @torch.no_grad()
@@ -236,7 +239,10 @@ class PackedModel:
         for name, block in self._blocks():
             block.load(weights, name)
         self.embedding.copy_(weights(EMBEDDING))
-        self.head.load(weights(HEAD))
+        head = weights(HEAD)
+        self.head.load(head)
+        if self.draft_head is not self.head:
+            self.draft_head.load(head[: self.draft_head.shape[0]])
         self.norm.copy_(weights(NORM))
         self._rope_base = rope_base
         positions = torch.arange(self._length, device=self.device)[None]
