@@ -33,7 +33,7 @@ class Peer:
     """An engine in a process of its own that does a round when it is told to."""
 
     def __init__(self, python: str, script: str, folder: Path, options: argparse.Namespace) -> None:
-        batches = ",".join(map(str, BATCHES[options.model]))
+        batches = ",".join(map(str, (options.batches or BATCHES[options.model])))
         self._process = subprocess.Popen(
             [
                 python, str(PEERS / script), str(folder), "--batches", batches,
@@ -83,7 +83,7 @@ def compare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         if python and name not in options.without
     }
     rounds: dict[str, Any] = {}
-    for batch in BATCHES[options.model]:
+    for batch in options.batches or BATCHES[options.model]:
         rounds[str(batch)] = {name: [] for name in pythons}
         for _ in range(options.rounds):
             for name, peer in peers.items():
@@ -109,7 +109,7 @@ def drafting(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     from openmimo.model.checkpoint import load_release
 
     torch.set_num_threads(options.threads)
-    model, tokenizer = load_release(folder, dtype=getattr(torch, DTYPES[options.model]))
+    model, tokenizer = load_release(folder, dtype=getattr(torch, options.mtp_dtype))
     stops = (tokenizer.eos_id, tokenizer.doc_end_id)
     prompts = [
         tokenizer.chat_prompt(problem["prompt"])
@@ -138,7 +138,7 @@ def drafting(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         answers = [done.token_ids.tolist() for done in engines["0"].run(requests)]
         for name, engine in engines.items():  # the first run is not measured
             again = [done.token_ids.tolist() for done in engine.run(requests)]
-            if again != answers and DTYPES[options.model] == "float32":
+            if again != answers and options.mtp_dtype == "float32":
                 different = sum(a != b for a, b in zip(answers, again, strict=True))
                 print(f"{name} drafts: {different} answers differ", file=sys.stderr)
         for _ in range(options.rounds):
@@ -172,10 +172,16 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, help="problems.jsonl, for the table of drafts")
     parser.add_argument("--prompt", type=int, default=32, help="tokens of a random prompt")
     parser.add_argument("--tokens", type=int, default=128, help="tokens of an answer")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", help="(default: nano 1 32 128, smol 1 8 32)"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="the median round counts")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every engine")
     parser.add_argument("--mtp-batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--mtp-prompts", type=int, default=8, help="fewest prompts of a round")
+    parser.add_argument(
+        "--mtp-dtype", default="float32", help="of the model in the table of drafts"
+    )
     parser.add_argument("--without", nargs="*", default=[], help="engines to leave out")
     parser.add_argument("--vllm-python", type=Path, default=Path(".venv-vllm/bin/python"))
     parser.add_argument("--quiet", action="store_true", help="hide what the peers say")

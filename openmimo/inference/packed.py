@@ -19,7 +19,7 @@ from torch import Tensor
 from openmimo.config.schema import ModelConfig
 from openmimo.errors import UserError
 from openmimo.inference.cache import KVCache
-from openmimo.inference.matrix import Matrix
+from openmimo.inference.matrix import Matrix, bfloat16_rows_pay
 from openmimo.model.layout import EMBEDDING, HEAD, NORM, tensor_shapes
 from openmimo.model.mimo import MiMo
 from openmimo.model.rope import rope_tables
@@ -36,7 +36,7 @@ class Maker:
 
     dtype: torch.dtype
     device: torch.device
-    small: bool
+    single_rows: torch.dtype | None
 
     def vector(self, size: int) -> Tensor:
         """A bias or the scale of a norm."""
@@ -44,7 +44,7 @@ class Maker:
 
     def matrix(self, rows: int, columns: int) -> Matrix:
         """A weight [rows, columns]."""
-        return Matrix((rows, columns), self.dtype, self.device, single_rows=self.small)
+        return Matrix((rows, columns), self.dtype, self.device, self.single_rows)
 
 
 class Span:
@@ -178,7 +178,9 @@ class PackedModel:
         self._length = length
         # Twice the memory of a small model is little, and its single rows are much faster.
         small = sum(math.prod(shape) for _, shape in tensor_shapes(config)) < SMALL
-        make = Maker(self.dtype, self.device, small)
+        narrow = weight.dtype == torch.bfloat16 != self.dtype and bfloat16_rows_pay()
+        rows = torch.bfloat16 if narrow else self.dtype
+        make = Maker(self.dtype, self.device, rows if small else None)
         self.root_eps = torch.tensor(config.rms_norm_eps**0.5, device=self.device)
         self.layers = [PackedBlock(config, make) for _ in range(config.num_hidden_layers)]
         self.mtp_layers = [PackedMTPLayer(config, make) for _ in range(mtp_layers)]
