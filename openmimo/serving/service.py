@@ -102,7 +102,7 @@ class Flight:
             UserError: the engine refused the requests.
             TimeoutError: the deadline has passed.
         """
-        if not self._news and not self.open:
+        if not self._news and not self.open and not self._error:
             return []
         self.wanted = self._pieces
         async with asyncio.timeout_at(self._deadline):
