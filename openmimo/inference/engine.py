@@ -87,9 +87,15 @@ class Engine:
         self._policy = DraftPolicy(most) if drafts == "auto" and most else None
         with torch.inference_mode():
             self._model = PackedModel(model, max_length + spare(most), most, consume=consume)
-            self._decoder = Decoder(
-                self._model, slots, max_length, self._used_vocab, most, prefill_tokens
-            )
+            try:
+                self._decoder = Decoder(
+                    self._model, slots, max_length, self._used_vocab, most, prefill_tokens
+                )
+            except (MemoryError, torch.OutOfMemoryError) as error:
+                raise UserError(
+                    f"there is no memory for the caches of {slots} slots of {max_length} tokens; "
+                    "lower one of them"
+                ) from error
         self._rows = Rows(slots, max_length, spare(most), self._used_vocab)
         self._waiting = Waiting(self._rows, slots, prefill_tokens)
         self._cohort: Cohort | None = None
