@@ -101,7 +101,7 @@ class Tokens:
 
     token_ids: int32 [n].
     log_probs: float32 [n], of the distribution at the request's temperature before top-p, top-k
-        and min-p cut it (`sampling.tempered`; at temperature 0 that of temperature 1).
+        and min-p cut it (`sampling.log_probabilities`; at temperature 0 that of temperature 1).
     top_ids: int32 [n, m], the m = `Request.alternatives` likeliest tokens, best first.
     top_log_probs: float32 [n, m], theirs.
     """
