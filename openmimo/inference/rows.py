@@ -142,7 +142,7 @@ class Rows:
         if not queued.top:
             return Tokens(token_ids, log_probs.copy())
         ids, probs = (np.concatenate(parts) for parts in zip(*queued.top, strict=True))
-        queued.top = [(ids, probs)]  # or a long stream would join all its steps again for each piece
+        queued.top = [(ids, probs)]  # a long stream need not join all steps anew for each piece
         return Tokens(token_ids, log_probs.copy(), ids[start:], probs[start:])
 
     def completion(self, row: int, aborted: bool = False) -> Completion:
