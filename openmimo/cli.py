@@ -102,7 +102,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         verb = next(iter(sys.argv[1:] if arguments is None else arguments), "")
         again = (
-            "nothing was written" if verb in MODEL_VERBS else "the same command goes on from here"
+            "nothing was written"
+            if verb in (*MODEL_VERBS, "serve", "chat")
+            else "the same command goes on from here"
         )
         print(f"mimo: stopped; {again}", file=sys.stderr)
         return 130

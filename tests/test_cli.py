@@ -183,6 +183,17 @@ def test_ctrl_c_ends_with_130_after_the_step(
     assert "the same command goes on" in capsys.readouterr().err
 
 
+def test_ctrl_c_while_a_model_loads_promises_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("openmimo.serving.serve.load_release", interrupted)
+    assert cli.main(["serve", str(tmp_path), "--port", "0"]) == 130
+    assert "goes on" not in capsys.readouterr().err
+
+
 def finished(folder: Path, *stages: str) -> Run:
     """A run of nano in which these stages are done."""
     run = Run(folder)

@@ -75,6 +75,8 @@ def _answer(engine: Engine, requests: Sequence[Request], layers: int) -> list[_D
         for request_id in open_ids:
             answer = answers[request_id]
             length = lengths.get(request_id) or len(engine.generated(request_id).token_ids)
+            if length == answer.tokens:
+                continue  # its prompt is still being read
             for layer in range(layers):
                 answer.accepted[layer] += length - answer.tokens > layer + 1
             answer.tokens = length

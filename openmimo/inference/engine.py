@@ -47,8 +47,9 @@ class Engine:
             is measured to save time, at most one token a layer. Drafts change no token.
         draft_vocab: ids below this can be drafted; default: `usual_draft_vocab`. Fewer are drafted
             faster, and a token that is missing costs one wrong draft.
-        prefill_tokens: most prompt tokens in one forward pass. It bounds memory, and how long a
-            prompt holds up the answers in progress.
+        prefill_tokens: most prompt tokens in one forward pass. It bounds how long a prompt holds up
+            the answers in progress, and the memory of a pass: the largest part is a mask of
+            prefill_tokens * max_length numbers for each query head that shares a key head.
         collect: called with what the trunk computed for each finished request.
         consume: the model is not needed any more; its weights are freed as they are copied.
 
@@ -65,7 +66,7 @@ class Engine:
         used_vocab: int | None = None,
         drafts: int | Literal["auto"] = 0,
         draft_vocab: int | None = None,
-        prefill_tokens: int = 16_384,
+        prefill_tokens: int = 2048,
         collect: Collect | None = None,
         consume: bool = False,
     ) -> None:
@@ -96,9 +97,15 @@ class Engine:
                 draft_vocab or usual_draft_vocab(vocab),
                 consume=consume,
             )
-            self._decoder = Decoder(
-                self._model, slots, max_length, self._used_vocab, most, prefill_tokens
-            )
+            try:
+                self._decoder = Decoder(
+                    self._model, slots, max_length, self._used_vocab, most, prefill_tokens
+                )
+            except (MemoryError, torch.OutOfMemoryError) as error:
+                raise UserError(
+                    f"there is no memory for the caches of {slots} slots of {max_length} tokens; "
+                    "lower one of them"
+                ) from error
         self._rows = Rows(slots, max_length, spare(most), self._used_vocab)
         self._waiting = Waiting(self._rows, slots, prefill_tokens)
         self._cohort: Cohort | None = None

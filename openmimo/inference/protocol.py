@@ -28,6 +28,12 @@ def _no_log_probs() -> NDArray[np.float32]:
 MAX_ALTERNATIVES = 20
 """Most alternatives reported for a token (OpenAI's limit)."""
 
+LEAST_TEMPERATURE = 1e-5
+"""Lower ones would overflow float32: logits divided by them are no numbers any more."""
+
+MAX_STOP_IDS = 128
+"""Every token of every row is compared with as many ids as the longest list has."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -36,12 +42,12 @@ class Request:
     id: unique among the requests in flight.
     prompt_ids: at least one token. Requests with equal prompts share their prefill.
     max_new_tokens: at least 1; the stop token counts.
-    temperature: 0 is greedy.
+    temperature: 0 is greedy; others are at least LEAST_TEMPERATURE.
     top_p: in (0, 1]; the smallest set of most likely tokens with this much mass is kept.
     top_k: the most likely tokens that are kept; 0 keeps all.
     min_p: in [0, 1); a token is kept if it is at least min_p times as likely as the likeliest.
     seed: the sample is a function of (weights, prompt, settings, seed) alone.
-    stop_ids: generation ends after any of these.
+    stop_ids: generation ends after any of these, at most MAX_STOP_IDS.
     alternatives: how many of the likeliest tokens to report at each position, with log-probs.
     score_prompt: report the log-probs of the prompt's own tokens too.
 
@@ -68,6 +74,10 @@ class Request:
             self._refuse(f"max_new_tokens is {self.max_new_tokens}; ask for at least 1")
         if not 0 <= self.temperature < float("inf"):
             self._refuse(f"temperature is {self.temperature}; use 0 (greedy) or more")
+        if 0 < self.temperature < LEAST_TEMPERATURE:
+            self._refuse(
+                f"temperature is {self.temperature}; use 0 (greedy) or at least {LEAST_TEMPERATURE}"
+            )
         if not 0 < self.top_p <= 1:
             self._refuse(f"top_p is {self.top_p}; it must lie in (0, 1]")
         if self.top_k < 0:
@@ -76,6 +86,10 @@ class Request:
             self._refuse(f"min_p is {self.min_p}; it must lie in [0, 1)")
         if not 0 <= self.alternatives <= MAX_ALTERNATIVES:
             self._refuse(f"{self.alternatives} alternatives; ask for 0 to {MAX_ALTERNATIVES}")
+        if len(self.stop_ids) > MAX_STOP_IDS:
+            self._refuse(f"{len(self.stop_ids)} stop tokens; give at most {MAX_STOP_IDS}")
+        if not all(0 <= token < 2**31 for token in self.stop_ids):
+            self._refuse("a stop token is no token id: those are 0 or more, and 32-bit numbers")
 
     def _refuse(self, why: str) -> NoReturn:
         raise UserError(f"request {self.id}: {why}")
@@ -87,7 +101,7 @@ class Tokens:
 
     token_ids: int32 [n].
     log_probs: float32 [n], of the distribution at the request's temperature before top-p, top-k
-        and min-p cut it (`sampling.tempered`; at temperature 0 that of temperature 1).
+        and min-p cut it (`sampling.log_probabilities`; at temperature 0 that of temperature 1).
     top_ids: int32 [n, m], the m = `Request.alternatives` likeliest tokens, best first.
     top_log_probs: float32 [n, m], theirs.
     """

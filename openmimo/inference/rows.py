@@ -23,7 +23,7 @@ _NO_STOP = -1  # pads the stop lists; no token has this id
 class QueuedRequest:
     """A request and its prompt as bytes: a key that hashes once, to find equal prompts fast.
 
-    top: (ids, log-probs) of the alternatives so far, a pair of arrays [n, alternatives] a step.
+    top: (ids, log-probs) of the alternatives so far, in pairs of arrays [n, alternatives].
     prompt_scores: with `score_prompt`, what has been scored so far, a piece a prefill pass.
     """
 
@@ -73,11 +73,6 @@ class Rows:
         self._vocab = vocab
         self._settings: Settings | None = None
         self._row_of: dict[RequestId, int] = {}
-
-    @property
-    def longest(self) -> int:
-        """Most known tokens of an active row."""
-        return int(self.known[: self.count].max())
 
     def settings(self, device: torch.device) -> Settings:
         """Sampling settings of the active rows."""
@@ -146,8 +141,9 @@ class Rows:
         token_ids, log_probs = self.tokens[row, new].astype(np.int32), self._log_probs[row, new]
         if not queued.top:
             return Tokens(token_ids, log_probs.copy())
-        ids, probs = (np.concatenate(parts)[start:] for parts in zip(*queued.top, strict=True))
-        return Tokens(token_ids, log_probs.copy(), ids, probs)
+        ids, probs = (np.concatenate(parts) for parts in zip(*queued.top, strict=True))
+        queued.top = [(ids, probs)]  # a long stream need not join all steps anew for each piece
+        return Tokens(token_ids, log_probs.copy(), ids[start:], probs[start:])
 
     def completion(self, row: int, aborted: bool = False) -> Completion:
         """What row `row` has generated so far, as its request's answer."""

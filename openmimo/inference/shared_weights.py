@@ -19,9 +19,9 @@ from torch import Tensor
 
 from openmimo.config.schema import ModelConfig
 from openmimo.errors import UserError
-from openmimo.interop.widen import vllm_shape, widen
 from openmimo.model.layout import EMBEDDING, LAYER, Shape, is_extra, tensor_shapes
 from openmimo.model.mimo import MiMo
+from openmimo.model.widen import vllm_shape, widen
 
 CHUNK_BYTES = 2**28
 SHARED = "/dev/shm"

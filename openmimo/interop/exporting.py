@@ -2,7 +2,7 @@
 
     hf      the published MiMo layout, for transformers; the extra MTP layers beside it
     vllm    the same without what vLLM and SGLang do not read (the extra MTP layers), and with heads
-            of a size that vLLM runs (`openmimo.interop.widen`)
+            of a size that vLLM runs (`openmimo.model.widen`)
     qwen2   the trunk alone, labelled Qwen2: every program that knows Qwen2 reads it, no remote code
     gguf    the trunk alone as one file for llama.cpp
 
@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from openmimo.config.schema import ModelConfig
-from openmimo.interop.widen import vllm_shape, widen
 from openmimo.model.checkpoint import open_model
 from openmimo.model.folder import (
     CONFIG,
@@ -39,6 +38,7 @@ from openmimo.model.folder import (
 from openmimo.model.layout import tensor_shapes
 from openmimo.model.published import as_qwen2, to_published
 from openmimo.model.tensors import TensorFiles
+from openmimo.model.widen import vllm_shape, widen
 from openmimo.progress import Progress
 from openmimo.runs import check_new, new_dir
 from openmimo.tokenizer import Tokenizer

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from openmimo.inference.protocol import Request
+from openmimo.inference.protocol import LEAST_TEMPERATURE, Request
 from openmimo.inference.sampling import sample_seed
 from openmimo.serving.errors import ApiError
 from openmimo.serving.fields import ChatFields, CompletionFields, SamplingFields
@@ -138,6 +138,11 @@ def _call(
 def _check(
     fields: SamplingFields, prompts: Sequence[Sequence[int]], new_tokens: int, limits: Limits
 ) -> None:
+    if 0 < fields.temperature < LEAST_TEMPERATURE:
+        message = (
+            f"temperature is {fields.temperature}; use 0 (greedy) or at least {LEAST_TEMPERATURE}"
+        )
+        raise ApiError(400, message, "temperature")
     if fields.n > limits.samples:
         raise ApiError(400, f"n is {fields.n}; this server allows {limits.samples}", "n")
     if (count := len(prompts) * fields.n) > limits.requests:

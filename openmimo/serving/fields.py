@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import from_json
 
 from openmimo.errors import shown
-from openmimo.inference.protocol import MAX_ALTERNATIVES
+from openmimo.inference.protocol import MAX_ALTERNATIVES, MAX_STOP_IDS
 from openmimo.serving.errors import ApiError
 
 MAX_STOPS = 4  # OpenAI's limit
@@ -48,7 +48,7 @@ FORMS = {
     "content": "a string or a list of text parts; images, audio and files are not supported",
 }
 
-TokenId = Annotated[int, Field(ge=0)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class _Part(BaseModel):
@@ -77,7 +77,8 @@ class SamplingFields(_Part):
     top_k: int = Field(0, ge=-1)
     min_p: float = Field(0.0, ge=0, lt=1)
     stop: list[Annotated[str, Field(min_length=1)]] = Field([], max_length=MAX_STOPS)
-    stop_token_ids: list[TokenId] = []
+    # The server adds the tokenizer's two end tokens.
+    stop_token_ids: list[TokenId] = Field([], max_length=MAX_STOP_IDS - 2)
     ignore_eos: bool = False
 
     @model_validator(mode="before")

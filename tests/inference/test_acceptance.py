@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from openmimo.inference.acceptance import measure_acceptance
+from openmimo.inference.acceptance import _answer, measure_acceptance
 from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request
 from openmimo.model.mimo import MiMo
@@ -43,6 +43,13 @@ def test_it_counts_what_the_engine_counts(taught: Any) -> None:
     assert found["prompts"] == 24
     for low, share, high in zip(found["low"], found["acceptance"], found["high"], strict=True):
         assert 0 <= low <= share <= high <= 1
+
+
+def test_steps_in_which_a_prompt_is_still_read_are_not_counted(taught: Any) -> None:
+    model, tokenizer = grown(taught[0], 1), taught[1]
+    engine = Engine(model, drafts=1, slots=6, max_length=60, prefill_tokens=8)
+    answers = _answer(engine, requests(tokenizer, 6), 1)
+    assert sum(answer.steps for answer in answers) == engine.stats().row_steps
 
 
 def test_the_interval_shrinks_with_the_number_of_prompts(taught: Any) -> None:

@@ -308,6 +308,8 @@ def test_what_cannot_be_served_is_refused_and_nothing_is_queued(model: MiMo) -> 
         engine_for(model, prefill_tokens=0)
     with pytest.raises(UserError, match="only 7 tokens can be drawn"):
         engine_for(model, used_vocab=7).submit([Request("many", [1], 1, alternatives=8)])
+    with pytest.raises(UserError, match="no memory for the caches"):
+        engine_for(model, slots=10**6, max_length=10**6)
 
 
 @pytest.mark.parametrize(
@@ -317,6 +319,10 @@ def test_what_cannot_be_served_is_refused_and_nothing_is_queued(model: MiMo) -> 
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"temperature": -0.1}, "temperature is -0.1"),
         ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": 1e-6}, "temperature is 1e-06; use 0"),
+        ({"stop_ids": [2**31]}, "no token id"),
+        ({"stop_ids": [-1]}, "no token id"),
+        ({"stop_ids": range(129)}, "129 stop tokens"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_p": 1.1}, "top_p is 1.1"),
         ({"top_k": -1}, "top_k is -1"),

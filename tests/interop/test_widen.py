@@ -10,9 +10,9 @@ from torch import Tensor
 from openmimo.config.schema import ModelConfig, RopeScaling
 from openmimo.errors import UserError
 from openmimo.interop.exporting import Model, export_model
-from openmimo.interop.widen import HEAD_DIMS, vllm_shape, widen
 from openmimo.model.checkpoint import load_model, write_model
 from openmimo.model.mimo import MiMo
+from openmimo.model.widen import HEAD_DIMS, vllm_shape, widen
 
 MakeModel = Callable[..., MiMo]
 

@@ -120,6 +120,17 @@ def test_what_the_engine_refuses_fails_that_flight_alone(engine):
     run(engine, work)
 
 
+def test_a_refusal_before_anyone_waits_is_not_an_empty_answer(engine):
+    async def work(service):
+        with service.submit([request(500)], True, 30) as flight:
+            while service.in_flight:
+                await asyncio.sleep(0.01)
+            with pytest.raises(UserError, match="max_length is 200"):
+                await flight.news()
+
+    run(engine, work)
+
+
 def test_the_deadline_of_a_flight(engine):
     async def work(service):
         with service.submit([request(190)], False, 0.01) as flight, pytest.raises(TimeoutError):
