@@ -94,7 +94,7 @@ class Engine:
                 model,
                 max_length + spare(most),
                 most,
-                draft_vocab or usual_draft_vocab(vocab),
+                draft_vocab=draft_vocab or usual_draft_vocab(vocab),
                 consume=consume,
             )
             try:

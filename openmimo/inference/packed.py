@@ -156,8 +156,8 @@ class PackedModel:
         model: on the device to run on.
         length: positions that RoPE tables are made for.
         mtp_layers: how many of the model's MTP layers to take.
-        draft_vocab: ids below this can be drafted; None: all.
         dtype: of the weights, the computation and the cache; default: `compute_dtype(model)`.
+        draft_vocab: ids below this can be drafted; None: all.
         consume: empty each of the model's parameters as it is copied, so that at no time there are
             two copies of all weights; the model cannot be used afterwards.
     """
@@ -167,8 +167,8 @@ class PackedModel:
         model: MiMo,
         length: int,
         mtp_layers: int = 0,
-        draft_vocab: int | None = None,
         dtype: torch.dtype | None = None,
+        draft_vocab: int | None = None,
         consume: bool = False,
     ) -> None:
         config, weight = model.config, model.lm_head.weight

@@ -377,3 +377,15 @@ def test_a_batch_samples_what_each_row_samples_alone(
     for drafts in (1, 3):
         together = answers(engine_for(model, drafts, slots=16), requests)
         assert answers(engine_for(model, drafts, slots=1), requests) == together
+
+
+def test_ids_that_are_never_drafted_are_generated_all_the_same(
+    model: MiMo, mixed_requests: MakeRequests
+) -> None:
+    requests = mixed_requests(20)
+    plain = engine_for(model, drafts=0).run(requests)
+    engine = engine_for(model, drafts=3, draft_vocab=10)
+    fast = engine.run(requests)
+    assert [c.token_ids.tolist() for c in fast] == [c.token_ids.tolist() for c in plain]
+    assert max(c.token_ids.max() for c in fast) >= 10
+    assert sum(engine.stats().drafts_accepted) > 0

@@ -142,13 +142,15 @@ def test_every_kind_of_matrix_product_decodes_as_the_full_pass(
 
 
 @pytest.mark.parametrize("rows", [1, 2, 33])
-@pytest.mark.parametrize("single_rows", [True, False])
+@pytest.mark.parametrize("single_rows", [None, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("packs", [True, False])
 def test_matrix_products(
-    monkeypatch: pytest.MonkeyPatch, rows: int, single_rows: bool, packs: bool
+    monkeypatch: pytest.MonkeyPatch, rows: int, single_rows: torch.dtype | None, packs: bool
 ) -> None:
     if not packs:
         monkeypatch.setattr(matrix, "can_pack", lambda dtype: False)
+    narrow = rows == 1 and packs and single_rows == torch.bfloat16
+    close = {"rtol": 0.02, "atol": 0.05} if narrow else {"rtol": 1.3e-6, "atol": 1e-5}
     generator = torch.Generator().manual_seed(0)
     product = Matrix((24, 40), torch.float32, torch.device("cpu"), single_rows)
     x = torch.randn(rows, 40, generator=generator)
@@ -157,12 +159,42 @@ def test_matrix_products(
     for _ in range(2):  # the second weights replace the first
         weight = torch.randn(24, 40, generator=generator)
         product.load(weight)
-        torch.testing.assert_close(product(x), x @ weight.T)
-        torch.testing.assert_close(product(x, bias), x @ weight.T + bias)
-        torch.testing.assert_close(product.add_to(sums, x), sums + x @ weight.T)
+        torch.testing.assert_close(product(x), x @ weight.T, **close)
+        torch.testing.assert_close(product(x, bias), x @ weight.T + bias, **close)
+        torch.testing.assert_close(product.add_to(sums, x), sums + x @ weight.T, **close)
         assert torch.equal(sums, before)
         weight.zero_()  # the values were copied
         assert product(x).abs().sum() > 0
+
+
+@pytest.mark.parametrize(("pays", "rows"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_only_a_bfloat16_model_is_multiplied_in_bfloat16_and_only_where_that_pays(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, pays: bool, rows: torch.dtype
+) -> None:
+    monkeypatch.setattr(packed, "bfloat16_rows_pay", lambda: pays)
+    asked = []
+    monkeypatch.setattr(
+        packed.Maker, "matrix", lambda self, *shape: asked.append(self.single_rows) or Matrix(
+            shape, self.dtype, self.device, self.single_rows
+        )
+    )  # fmt: skip
+    PackedModel(make_model(), 32, dtype=torch.float32)
+    assert set(asked) == {torch.float32}
+    asked.clear()
+    PackedModel(make_model().to(torch.bfloat16), 32, dtype=torch.float32)
+    assert set(asked) == {rows}
+
+
+def test_the_draft_head_is_the_head_of_the_first_ids(model: MiMo) -> None:
+    whole, part = PackedModel(model, 32, 1), PackedModel(model, 32, 1, draft_vocab=20)
+    assert whole.draft_head is whole.head
+    x = torch.randn(3, model.config.hidden_size)
+    torch.testing.assert_close(part.draft_head(x), whole.head(x)[:, :20])
+    assert part.bytes > whole.bytes
+    with torch.no_grad():
+        changed = {name: 2 * tensor for name, tensor in model.state_dict().items()}
+    part.update(changed)
+    torch.testing.assert_close(part.draft_head(x), part.head(x)[:, :20])
 
 
 def test_rejected_tokens_are_overwritten(model: MiMo, ids: Tensor) -> None:
