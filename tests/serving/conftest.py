@@ -115,5 +115,5 @@ def start(folder: Path) -> Start:
 @pytest.fixture(scope="session")
 def server(start: Start) -> Iterator[Server]:
     """One server for all tests that leave it as it was."""
-    with start("--slots", "4", "--max-body-bytes", "100000") as server:
+    with start("--slots", "4", "--max-body-bytes", "100000", "--drafts", "2") as server:
         yield server
