@@ -80,10 +80,18 @@ def make_app(parts: Parts, api_key: str | None) -> ASGIApp:
     metrics = Metrics(parts.service)
     started = int(time.time())
 
+    entry = {"id": parts.model, "object": "model", "created": started, "owned_by": "openmimo",
+             "max_model_len": parts.limits.context}  # fmt: skip
+
     async def models(request: Request) -> Response:
-        entry = {"id": parts.model, "object": "model", "created": started, "owned_by": "openmimo",
-                 "max_model_len": parts.limits.context}  # fmt: skip
         return _json({"object": "list", "data": [entry]})
+
+    async def model(request: Request) -> Response:
+        try:
+            _check_model(request.path_params["name"], parts)
+        except ApiError as error:
+            return error_response(error)
+        return _json(entry)
 
     async def health(request: Request) -> Response:
         status = "ok"
@@ -100,6 +108,7 @@ def make_app(parts: Parts, api_key: str | None) -> ASGIApp:
         Route("/v1/chat/completions", _Answers(parts, metrics, _chat), methods=["POST"]),
         Route("/v1/completions", _Answers(parts, metrics, _completion), methods=["POST"]),
         Route("/v1/models", models),
+        Route("/v1/models/{name:path}", model),
         Route("/health", health),
         Route("/metrics", scrape),
         *_page(),

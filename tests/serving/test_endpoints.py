@@ -254,6 +254,9 @@ def test_paths_and_methods(server):
     assert server.client.get("/health").json() == {"status": "ok"}
     listed = server.client.get("/v1/models").json()["data"]
     assert [entry["id"] for entry in listed] == ["tiny"]
+    assert server.client.get("/v1/models/tiny").json() == listed[0]
+    missing = server.client.get("/v1/models/some/other")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
     for reply, status in (
         (server.client.get("/v1/nothing"), 404),
         (server.client.get("/v1/completions"), 405),
