@@ -296,8 +296,12 @@ def test_metrics_count_what_happened(server):
     body = {"prompt": "the cat", "max_tokens": 30, "ignore_eos": True, "stream": True}
     server.client.post("/v1/completions", json=body)
     server.client.post("/v1/completions", json={})
-    time.sleep(0.3)
-    after = read()
+    deadline = time.monotonic() + 20  # the counters are read now and then
+    while (after := read())["openmimo_generated_tokens_total"] == before.get(
+        "openmimo_generated_tokens_total", 0
+    ) or after["openmimo_active"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
     def gained(name):
         return after[name] - before.get(name, 0)
