@@ -14,8 +14,18 @@ from pydantic import BaseModel, ConfigDict
 NONE = "none"  # TOML has no null: this word stands for None in files and on the command line
 
 
-NEUTRAL = ("tokens_per_microbatch", "checkpoint_every")
-"""Settings that a stage's result does not depend on: changing them must not redo the stage."""
+NEUTRAL = (
+    "tokens_per_microbatch",
+    "checkpoint_every",
+    "activation_checkpointing",
+    "compile",
+    "head_chunk",
+    "collective_timeout",
+    "keep_checkpoints",
+    "trackers",
+)
+"""Settings that a stage's result does not depend on, rounding aside: changing them must not redo
+the stage."""
 
 
 class Config(BaseModel):

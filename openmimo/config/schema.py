@@ -351,6 +351,27 @@ class RLConfig(Config):
         return self
 
 
+class ComputeConfig(Config):
+    """How the stages that train use the hardware. `dtype` changes results; all else only rounding,
+    so that a run may go on with other values, on other hardware."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of matrix products and activations. Weights, moments and sums of gradients stay float32."""
+    activation_checkpointing: bool = False
+    """Keep only each layer's input for the backward pass and compute the rest again: a third more
+    work for a fraction of the memory."""
+    compile: bool = False
+    """Compile each layer with torch.compile. Pays on a GPU; the first step takes a minute more."""
+    head_chunk: int = Field(default=4096, gt=0)
+    """Tokens whose logits are in memory at once, in the head and its loss."""
+    collective_timeout: int = Field(default=600, gt=0)
+    """Seconds that a rank waits for the others before it gives up with a message."""
+    keep_checkpoints: int = Field(default=2, gt=0)
+    """Checkpoints kept of each stage, the latest ones."""
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    """Where the numbers of metrics.jsonl go as well; each needs its package."""
+
+
 class EvalConfig(Config):
     """Held-out problems, pass@1 over several samples (report, section 3.5)."""
 
@@ -397,6 +418,8 @@ class Recipe(Config):
     """Supervised fine-tuning."""
     rl: RLConfig
     """Reinforcement learning, from SFT (RL) and from Base (RL-Zero)."""
+    compute: ComputeConfig = ComputeConfig()
+    """How the stages that train use the hardware."""
     eval: EvalConfig = EvalConfig()
     """Evaluation."""
     release: ReleaseConfig = ReleaseConfig()
