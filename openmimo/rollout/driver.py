@@ -17,7 +17,7 @@ from typing import Any
 from openmimo.errors import UserError
 from openmimo.inference.protocol import Completion, InferenceEngine, Request
 from openmimo.rewards.pool import RewardPool
-from openmimo.rewards.verdict import RewardResult
+from openmimo.rewards.verdict import Verdict
 from openmimo.rollout.scheduler import Abort, Action, Done, Launch, SampleScored, StepScheduler
 
 REWARD_DEADLINE = 120.0
@@ -39,7 +39,7 @@ class Group:
 
     prompt: Prompt
     completions: list[Completion | None] = field(default_factory=list)
-    results: list[RewardResult | None] = field(default_factory=list)
+    results: list[Verdict | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.completions = [None] * len(self.prompt.sample_seeds)
@@ -103,7 +103,7 @@ class RolloutDriver:
         self._round += 1  # rewards of an earlier round's aborted samples may still arrive
         groups: list[Group] = []
         due: deque[tuple[int, tuple[int, int]]] = deque()
-        arrived: dict[tuple[int, int], RewardResult] = {}
+        arrived: dict[tuple[int, int], Verdict] = {}
         clock, waited = 0, 0.0
         done = self._carry_out(scheduler.start(), groups, draw)
         while done is None:
@@ -163,7 +163,7 @@ class RolloutDriver:
         self._pool.submit((self._round, index, sample), group.prompt.problem, text)
         return index, sample
 
-    def _await(self, key: tuple[int, int], arrived: dict[tuple[int, int], RewardResult]) -> float:
+    def _await(self, key: tuple[int, int], arrived: dict[tuple[int, int], Verdict]) -> float:
         """Wait until the reward of `key` has arrived; returns the seconds it took."""
         began = time.monotonic()
         results = self._pool.poll()
