@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from openmimo.errors import UserError
-from openmimo.judge.verdict import Status
+from openmimo.judge import Limits, Status
 from openmimo.rewards.math_verifier import MathVerifier
 from openmimo.rewards.pool import RewardPool
 
@@ -111,7 +111,7 @@ def test_a_reference_that_cannot_be_parsed_is_unscored():
 
 
 def test_closing_leaves_nothing_unanswered():
-    pool = RewardPool(judge={"wall_seconds": 60.0})
+    pool = RewardPool(judge=Limits(wall_seconds=60.0))
     for i in range(3):
         pool.submit(i, CODE, block(f"import time\ndef f(x): time.sleep({50 + i})"))
     pool.close()

@@ -1,7 +1,8 @@
 """Everything the fork server gives up before it sees a candidate, and each child once more.
 
-Only unprivileged means are needed (no namespaces, no cgroups), so it works in a plain container.
-Whatever cannot be given up raises `LockdownError`: the judge then refuses to run.
+Only unprivileged means are needed, so it works in a plain container; namespaces come on top where
+the host allows them. Whatever cannot be given up raises `LockdownError`: the judge then refuses to
+run.
 """
 
 import ctypes
@@ -12,14 +13,15 @@ import stat
 import struct
 import sys
 
-from . import landlock, seccomp
+from . import landlock, namespaces, seccomp
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _CAPSET = {"x86_64": 126, "aarch64": 91}
 _SOCKET = {"x86_64": 41, "aarch64": 198}
 _CAPABILITY_VERSION_3 = 0x20080522
 _NOBODY = 65534
-_OPEN_FILES = 64
+OPEN_FILES = 64
+_LARGEST_FILE = 1 << 30  # of the server, which holds inputs and outputs as files in memory
 _LIBC = ctypes.CDLL(None, use_errno=True)  # once: the children inherit it ready to call
 
 
@@ -48,14 +50,12 @@ def _readable_by_others(folder: str) -> bool:
 
 
 def drop_privileges(readable: list[str]) -> None:
-    """As root: become nobody and lose every capability.
+    """Lose every capability and, as root, become nobody.
 
     Where the interpreter lives in a folder that only root may enter, nobody could import nothing,
     so the user stays root, without any capability and with landlock deciding what opens.
     """
-    if os.geteuid() != 0:
-        return
-    if all(_readable_by_others(folder) for folder in readable):
+    if os.geteuid() == 0 and all(map(_readable_by_others, readable)):
         os.setgroups([])
         os.setgid(_NOBODY)
         os.setuid(_NOBODY)
@@ -71,14 +71,15 @@ def lock_server() -> None:
     folders = library_folders()
     try:
         rules = landlock.Ruleset(folders)
+        namespaces.enter()
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
         drop_privileges(folders)
         rules.apply()
         _prctl(_PR_SET_DUMPABLE, 0)  # no ptrace, no /proc/PID/mem for processes of the same user
         for limit, value in (
             (resource.RLIMIT_CORE, 0),
-            (resource.RLIMIT_FSIZE, 0),
-            (resource.RLIMIT_NOFILE, _OPEN_FILES),
+            (resource.RLIMIT_FSIZE, _LARGEST_FILE),
+            (resource.RLIMIT_NOFILE, OPEN_FILES),
         ):
             resource.setrlimit(limit, (value, value))
         seccomp.Filter(seccomp.build(seccomp.SERVER_CALLS)).install()
@@ -109,11 +110,13 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def limit_resources(cpu_seconds: int, memory_bytes: int) -> None:
-    """Hard limits of one child: CPU seconds in all (a backstop) and bytes of address space.
+def limit_resources(cpu_seconds: int, memory_bytes: int, file_bytes: int) -> None:
+    """Hard limits of one child: CPU seconds (a backstop), bytes of address space and of a file.
 
     RLIMIT_NPROC is left alone: it counts all processes of the user, and seccomp refuses new
     processes anyway. Threads are bounded by their stacks' share of the address space.
     """
+    file_bytes = min(file_bytes, _LARGEST_FILE)
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
