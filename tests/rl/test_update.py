@@ -48,8 +48,7 @@ def sampled(model: MiMo, scores: Sequence[Sequence[float | None]] = SCORES) -> l
         ]
         group.completions = list(engine.run(requests))
         group.results = [
-            Verdict(score, Status.JUDGE_ERROR if score is None else Status.OK)
-            for score in line
+            Verdict(score, Status.JUDGE_ERROR if score is None else Status.OK) for score in line
         ]
         groups.append(group)
     return groups
