@@ -9,14 +9,13 @@ import re
 from fractions import Fraction
 
 from openmimo.rewards.math_cost import too_costly
-from openmimo.rewards.math_spelling import normalise, squeeze
+from openmimo.rewards.math_spelling import closing_brace, normalise, squeeze, value_of
 from openmimo.rewards.math_units import unit
 from openmimo.rewards.verdict import Verdict, right, unparseable, wrong
 
 MAX_ANSWER_CHARS = 300
 
 _BOX = re.compile(r"\\boxed\s*\{")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _FRACTION = re.compile(r"([+-]?)(\d*)\\frac(?:\{([+-]?\d+)\}\{(\d+)\}|(\d)(\d))")
 _REPEATING = re.compile(r"([+-]?)(\d*)\.(\d*)\\overline\{(\d+)\}")
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d+)?|\.\d+)(?:/\d+)?")
@@ -25,6 +24,7 @@ _OPERATION = re.compile(
     r"[\d)}\]]\s*(?:[+*-]|\\(?:cdot|times|div)(?![a-zA-Z]|\s*10\s*\^))\s*[\d({\\.]"
     r"|\\(?:int|sum|prod)(?![a-zA-Z])"
 )
+_EQUALITY = re.compile(r"=(?![^{]*\})")  # not the one of \sum_{i=1}
 _BASED = re.compile(r"(\d[\da-fA-F]*)_(?:\{(\d+)\}|(\d+))")
 _PERCENT = re.compile(r"\s*\\?%$")
 _WORDS = re.compile(r"[a-zA-Z][a-z'-]{3,}(?: [a-zA-Z'-]+)*")
@@ -44,12 +44,8 @@ def extract_answer(response: str) -> str | None:
     """
     text = response.rpartition("</think>")[2]
     start = max((box.end() for box in _BOX.finditer(text)), default=None)
-    depth = 1
-    for brace in _BRACE.finditer(text, start) if start is not None else ():
-        depth += (brace[0] == "{") - (brace[0] == "}")
-        if depth == 0:
-            return text[start : brace.start()].strip() or None
-    return None
+    end = None if start is None else closing_brace(text, start)
+    return None if end is None else text[start:end].strip() or None
 
 
 def too_long(gold: str, answer: str) -> bool:
@@ -59,11 +55,14 @@ def too_long(gold: str, answer: str) -> bool:
 
 def quick_verdict(gold: str, answer: str) -> Verdict | None:
     """Decide without algebra: equal spelling, rationals, integers, hopeless answers. None: open."""
+    if answer == gold and gold.strip():
+        return right("equal text")
     if too_long(gold, answer):
         return wrong(f"an answer of {len(answer)} characters")
     expected, given = normalise(gold), normalise(answer)
     if not given:
         return unparseable("an empty answer")
+    expected, given = value_of(expected, given), value_of(given, expected)
     if squeeze(expected) == squeeze(given):
         return right("equal text")
     return (
@@ -80,6 +79,9 @@ def _compare_numbers(expected: str, given: str) -> Verdict | None:
             return right("equal numbers")
         if first.denominator == second.denominator == 1:
             return wrong("another integer")
+        if "overline" in expected + given:  # which Math-Verify cannot read
+            same = round(first, 6) == round(second, 6)
+            return right("equal to 6 decimals") if same else wrong("another number")
         return None  # Math-Verify rounds: 0.333333 and 1/3
     # A percent sign is a unit that the question may have stated, where the number can be one of
     # percent: a probability of 0.5 is not 0.5 %.
@@ -103,7 +105,7 @@ def _compare_words(expected: str, given: str) -> Verdict | None:
 
 def _reject(expected: str, given: str) -> Verdict | None:
     """Answers that Math-Verify would read as something that they do not say."""
-    if rational(expected) is not None and _OPERATION.search(given.rpartition("=")[2]):
+    if rational(expected) is not None and _OPERATION.search(_EQUALITY.split(given)[-1]):
         # Else the question copied into the box would be an answer.
         return wrong("an operation instead of its result")
     units = unit(expected), unit(given)

@@ -91,7 +91,8 @@ class MathVerifier:
     def __init__(self, workers: int = 1, seconds: float = 3.0, cache_size: int = 20_000) -> None:
         self._seconds = seconds
         self._workers = [_Worker() for _ in range(workers)]
-        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        # Last in, first out: a process that runs is taken before one that would have to start.
+        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
         for worker in self._workers:
             self._idle.put(worker)
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="math")
