@@ -8,7 +8,8 @@ from typing import Literal, get_args
 from openmimo.errors import UserError
 from openmimo.judge.compare import FLOATS, TOKENS, Rule
 
-Language = Literal["python"]
+Language = Literal["python", "cpp"]
+Protocol = Literal["testlib", "kattis", "cms"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +17,10 @@ class Limits:
     """Limits of one test, and after how many of a solution's timeouts the rest is not run.
 
     CPU time decides; `wall_seconds` bounds sleeping and waiting, so leave it generous on a busy
-    machine. `memory_mb` is of address space (MiB). `output_bytes` holds for what a program prints
-    and for the JSON of a returned value. `max_timeouts`: 0 runs all tests. Processes are never
-    allowed, files never created, and 64 may be open.
+    machine. `memory_mb` is of address space (MiB), beyond what the interpreter has taken.
+    `output_bytes` holds for what a program prints and for the JSON of a returned value.
+    `max_timeouts`: 0 runs all tests. Processes are never allowed, files never created, and 64 may
+    be open.
     """
 
     cpu_seconds: float = 1.0
@@ -34,10 +36,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A program's text and its language."""
+    """A program's text, its language and, for C++, further files (a grader, its header): name
+    and text of each, compiled together with it."""
 
     source: str
     language: Language = "python"
+    files: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if self.language not in get_args(Language):
@@ -46,12 +50,28 @@ class Program:
 
 
 @dataclass(frozen=True, slots=True)
+class Checker:
+    """A program that decides about an output, in a sandbox of its own.
+
+    testlib: its arguments are input, output and answer; exit status 0 accepts, 1 and 2 reject.
+    kattis: its arguments are input, answer and a folder for messages, and `arguments`; the output
+    is its standard input; exit status 42 accepts, 43 rejects. cms: its arguments are input, answer
+    and output; the first word it prints is the score, and 1 accepts. Any other end is an error of
+    the judge's.
+    """
+
+    program: Program
+    protocol: Protocol = "testlib"
+    arguments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class StdioTest:
-    """The program reads `stdin` and prints what `rule` accepts for `expected`."""
+    """The program reads `stdin` and prints what `rule`, or a checker, accepts for `expected`."""
 
     stdin: str | bytes
     expected: str | bytes
-    rule: Rule = TOKENS
+    rule: Rule | Checker = TOKENS
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,10 +49,10 @@ TOKENS, FLOATS = Rule("tokens"), Rule("floats")
 
 def output_difference(rule: Rule, expected: bytes, actual: bytes) -> str | None:
     """Where the outputs differ under `rule`, in words; None where they match."""
-    if rule.name == "exact":
-        return None if expected == actual else _first_difference(expected, actual)
     if rule.ignore_case:
         expected, actual = expected.lower(), actual.lower()
+    if rule.name == "exact":
+        return None if expected == actual else _first_difference(expected, actual)
     if rule.name in ("lines", "unordered"):
         wanted, found = _lines(expected), _lines(actual)
         if rule.name == "unordered":

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from openmimo.errors import UserError
-from openmimo.judge.cases import CallTest, Limits, Program, Test, content_key
+from openmimo.judge.cases import CallTest, Limits, Program, StdioTest, Test, content_key
+from openmimo.judge.compiler import Compiler
 from openmimo.judge.verdict import SolutionVerdict, Status, Verdict
 from openmimo.judge.worker import Worker
 
-_SKIPPED = Verdict(Status.SKIPPED, "not run: an earlier failure decided the score")
-_TOO_MANY_TIMEOUTS = Verdict(Status.TIMEOUT, "not run: too many tests timed out before")
 _CLOSED = "the judge was closed"
 
 
@@ -68,10 +67,11 @@ class Judge:
         # The most expensive one first; None tells a thread to end.
         self._jobs: queue.PriorityQueue[tuple[float, int, _Job | None]] = queue.PriorityQueue()
         self._closed = False
+        self._compiler = Compiler(unsafe)
         self._workers: list[Worker] = []
         try:
             for _ in range(workers):
-                self._workers.append(Worker(unsafe))
+                self._workers.append(Worker(self._compiler, unsafe))
             for worker in self._workers:
                 worker.wait_until_ready()
         except BaseException:
@@ -118,7 +118,7 @@ class Judge:
             program = Program(program)
         tests = tuple(tests)
         order = tuple(range(len(tests)) if order is None else order)
-        _check(tests, order)
+        _check(program, tests, order)
         limits = limits or self._limits
         suite = content_key(tests, limits)
         key = content_key(program, suite, order, stop_at_failure)
@@ -149,6 +149,7 @@ class Judge:
         for thread in self._threads:
             thread.join()
         self._kill_workers()
+        self._compiler.close()
         while not self._jobs.empty():
             job = self._jobs.get()[-1]
             if job is not None:
@@ -198,15 +199,15 @@ class Judge:
         """Run a job; once more on a new server if the first one is lost on the way."""
         try:
             if self._workers[slot].alive():
-                return _run_tests(self._workers[slot], job)
+                return _run(self._workers[slot], job)
         except (OSError, EOFError, ValueError):
             pass
         self._replace(slot)
-        return _run_tests(self._workers[slot], job)
+        return _run(self._workers[slot], job)
 
     def _replace(self, slot: int) -> None:
         self._workers[slot].kill()
-        worker = Worker(self._unsafe)
+        worker = Worker(self._compiler, self._unsafe)
         with self._lock:
             self._workers[slot] = worker
             closed = self._closed
@@ -216,12 +217,14 @@ class Judge:
         worker.wait_until_ready()
 
 
-def _check(tests: Sequence[Test], order: Sequence[int]) -> None:
+def _check(program: Program, tests: Sequence[Test], order: Sequence[int]) -> None:
     if not tests:
         raise UserError("judge: a program without tests says nothing")
     if sorted(order) != list(range(len(tests))):
         raise UserError(f"judge: the order does not hold each of {len(tests)} tests exactly once")
     for test in tests:
+        if program.language != "python" and not isinstance(test, StdioTest):
+            raise UserError(f"judge: a {program.language} program is judged by its output only")
         if isinstance(test, CallTest):
             try:
                 json.dumps([list(test.args), test.expected])
@@ -229,18 +232,5 @@ def _check(tests: Sequence[Test], order: Sequence[int]) -> None:
                 raise UserError(f"a test holds what is not a JSON value: {error}") from error
 
 
-def _run_tests(worker: Worker, job: _Job) -> SolutionVerdict:
-    failure = worker.load(job.program)
-    if failure is not None:
-        return SolutionVerdict((failure,) * len(job.tests))
-    verdicts = [_SKIPPED] * len(job.tests)
-    timeouts, most = 0, job.limits.max_timeouts
-    for index in job.order:
-        if most and timeouts >= most:
-            verdicts[index] = _TOO_MANY_TIMEOUTS
-            continue
-        verdicts[index] = worker.run(job.tests[index], job.limits)
-        timeouts += verdicts[index].status is Status.TIMEOUT
-        if job.stop_at_failure and verdicts[index].status is not Status.OK:
-            break
-    return SolutionVerdict(tuple(verdicts))
+def _run(worker: Worker, job: _Job) -> SolutionVerdict:
+    return worker.judge(job.program, job.tests, job.limits, job.order, job.stop_at_failure)

@@ -1,209 +1,216 @@
-"""One fork server as the supervisor sees it: loads programs, runs tests, makes verdicts.
-
-A verdict is made here, from exit status, signal, CPU time and bytes. Expected outputs never leave
-this process; candidate code never enters it.
-"""
+"""A worker: judges one solution at a time, with the fork servers that it needs."""
 
 import json
-import os
-import sys
+import re
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
-from openmimo.errors import UserError
-from openmimo.judge.cases import CallTest, Limits, Program, StdioTest, Test, as_bytes
-from openmimo.judge.compare import decode, output_difference, values_match
-from openmimo.judge.pipes import PipeProcess
-from openmimo.judge.sandbox import child, remote, server
-from openmimo.judge.verdict import Status, Verdict
-
-_START = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); "
-    "from sandbox import server; del sys.path[0]; server.main(sys.argv[1:])"
+from openmimo.judge.cases import (
+    AssertTest,
+    CallTest,
+    Checker,
+    Limits,
+    Program,
+    StdioTest,
+    Test,
+    as_bytes,
+    content_key,
 )
-_START_SECONDS = 30.0
-_SLACK_SECONDS = 10.0  # beyond a test's own limits, before its server counts as hung
-_COMPILE_SECONDS = 40.0
+from openmimo.judge.compiler import CompileError, Compiler, share_with_nobody
+from openmimo.judge.fork_server import ForkServer, Libraries, Outcome
+from openmimo.judge.judging import (
+    Judgement,
+    death,
+    judge_assertions,
+    judge_check,
+    judge_output,
+    judge_value,
+    report_of_compiled,
+    text,
+)
+from openmimo.judge.sandbox import server
+from openmimo.judge.verdict import SolutionVerdict, Status, Verdict
+
+_SKIPPED = Verdict(Status.SKIPPED, "not run: an earlier failure decided the score")
+_TOO_MANY_TIMEOUTS = Verdict(Status.TIMEOUT, "not run: too many tests timed out before")
+_COMPILING = Limits(wall_seconds=40.0)  # the server's own limits are tighter
+_CHECKING = Limits(cpu_seconds=20.0, wall_seconds=60.0, memory_mb=1024)
+_NUMPY = re.compile(r"\b(import|from)\s+numpy\b")
 
 
-class Outcome(NamedTuple):
-    """How a child ended (`server.Result`), and the bytes that it left."""
-
-    ending: int
-    status: int
-    cpu_seconds: float
-    wall_seconds: float
-    output: bytes
-    report: bytes
+class _Unusable(Exception):
+    """A program that cannot be loaded; the argument is the verdict for each of its tests."""
 
 
 class Worker:
-    """A fork server. Whatever goes wrong with it raises OSError, EOFError or ValueError; then the
-    worker is of no more use.
+    """Fork servers: one for Python and for compiled programs, and, once they are needed, one with
+    numpy and one for checkers.
 
-    Raises UserError where the sandbox cannot be set up.
+    OSError, EOFError or ValueError of a method mean that the worker is of no more use. UserError
+    where the sandbox cannot be set up.
     """
 
-    def __init__(self, unsafe: bool) -> None:
-        # -I without its -E, so that the hash seed is fixed: the same program gets the same verdict
-        # every time. The environment is ours alone, so nothing of the user's can leak in.
-        environment = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"}
-        if "LD_LIBRARY_PATH" in os.environ:  # an interpreter that finds its libpython by it
-            environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-        python = [sys.executable, "-s", "-P", "-S", "-B"]
-        options = json.dumps({"unsafe": unsafe})
-        self._unsafe = unsafe
-        self._process = PipeProcess(
-            [*python, "-c", _START, str(Path(__file__).parent), options], environment
-        )
+    def __init__(self, compiler: Compiler, unsafe: bool) -> None:
+        self._compiler, self._unsafe = compiler, unsafe
+        self._servers: dict[Libraries, ForkServer] = {"plain": ForkServer(unsafe)}
+        self._checkers: ForkServer | None = None
+        self._checker_key = b""  # of the checker that is loaded
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._interrupted = False
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        """Of the server that is always there."""
+        return self._servers["plain"].pid
 
     def alive(self) -> bool:
-        return self._process.alive()
+        return all(server.alive() for server in self._all())
 
     def wait_until_ready(self) -> None:
-        """Return when the server is locked down and waits for work."""
-        try:
-            error = json.loads(self._process.receive(_START_SECONDS))["error"]
-        except (EOFError, OSError) as failure:
-            error = f"the sandbox process did not start ({failure})"
-        if error:
-            raise UserError(
-                f"judge: {error}; programs are not run unprotected. Use a Linux kernel with "
-                "landlock and seccomp, or pass --unsafe-local to run them without a sandbox, at "
-                "your own risk"
-            )
+        """Return when the first server is locked down."""
+        self._servers["plain"].wait_until_ready()
 
     def interrupt(self) -> None:
-        """End the server at once, from another thread than the one that waits for it."""
-        self._process.interrupt()
+        """End all servers at once, from another thread than the one that judges."""
+        self._interrupted = True
+        for each in self._all():
+            each.interrupt()
 
     def kill(self) -> None:
-        """End the server at once."""
-        self._process.kill()
+        """End all servers at once."""
+        for each in self._all():
+            each.kill()
+        if self._scratch is not None:
+            self._scratch.cleanup()
 
-    def load(self, program: Program) -> Verdict | None:
-        """Compile a program and keep it for `run`. A verdict for all its tests where that fails."""
+    def judge(
+        self,
+        program: Program,
+        tests: Sequence[Test],
+        limits: Limits,
+        order: Sequence[int],
+        stop_at_failure: bool,
+    ) -> SolutionVerdict:
+        """Judge a program; see `Judge.submit`."""
+        try:
+            candidates = self._server(_libraries(program, tests))
+            self._load(candidates, program)
+        except _Unusable as unusable:
+            return SolutionVerdict((unusable.args[0],) * len(tests))
+        compiled = program.language != "python"
+        verdicts = [_SKIPPED] * len(tests)
+        timeouts, most = 0, limits.max_timeouts
+        for index in order:
+            if most and timeouts >= most:
+                verdicts[index] = _TOO_MANY_TIMEOUTS
+                continue
+            verdicts[index] = self._run(candidates, tests[index], limits, compiled)
+            timeouts += verdicts[index].status is Status.TIMEOUT
+            if stop_at_failure and verdicts[index].status is not Status.OK:
+                break
+        return SolutionVerdict(tuple(verdicts))
+
+    def _all(self) -> list[ForkServer]:
+        return [*self._servers.values(), *([self._checkers] if self._checkers else [])]
+
+    def _server(self, libraries: Libraries) -> ForkServer:
+        if libraries not in self._servers:
+            self._servers[libraries] = ForkServer(self._unsafe, libraries)
+            self._await(self._servers[libraries])
+        return self._servers[libraries]
+
+    def _await(self, started: ForkServer) -> None:
+        if self._interrupted:  # perhaps before this server was there to be ended
+            started.interrupt()
+        started.wait_until_ready()
+
+    def _load(self, target: ForkServer, program: Program) -> None:
+        """Compile a program and keep it in a server. _Unusable where that fails."""
+        if program.language == "cpp":
+            try:
+                binary = self._compiler.compile(program)
+            except CompileError as error:
+                verdict = Verdict(Status.COMPILE, str(error), unsafe=self._unsafe)
+                raise _Unusable(verdict) from error
+            target.ask(server.LOAD_COMPILED, _COMPILING, [binary])
+            return
         source = program.source.encode("utf-8", "surrogatepass")
-        outcome = self._ask(server.LOAD, Limits(), [source], _COMPILE_SECONDS)
+        outcome = target.ask(server.LOAD, _COMPILING, [source])
         if outcome.ending == server.NOT_STARTED:
             raise OSError("no process for the compiler")
-        if outcome.ending == server.EXITED and outcome.status == 0 and not outcome.report:
-            return None
-        detail = _text(outcome.report[1:]) or f"the compiler {_death(outcome)}"
-        return self._verdict(outcome, Status.COMPILE, detail)
+        if outcome.ending != server.EXITED or outcome.status != 0 or outcome.report:
+            detail = text(outcome.report[1:]) or f"the compiler {death(outcome)}"
+            raise _Unusable(self._verdict(outcome, (Status.COMPILE, detail)))
 
-    def run(self, test: Test, limits: Limits) -> Verdict:
+    def _run(self, candidates: ForkServer, test: Test, limits: Limits, compiled: bool) -> Verdict:
         """Judge the loaded program on one test."""
-        seconds = limits.wall_seconds + _SLACK_SECONDS
-        if isinstance(test, StdioTest):
-            outcome = self._ask(server.SCRIPT, limits, [as_bytes(test.stdin)], seconds)
-            return self._verdict(outcome, *_judge_output(test, limits, outcome))
         if isinstance(test, CallTest):
             call = json.dumps({"entry_point": test.entry_point, "args": list(test.args)})
-            outcome = self._ask(server.CALL, limits, [call.encode()], seconds)
-            return self._verdict(outcome, *_judge_value(test, limits, outcome))
-        job = json.dumps({"setup": test.setup, "code": test.code, "names": test.names})
-        outcome = self._ask(server.ASSERT, limits, [job.encode()], seconds)
-        return self._verdict(outcome, *_judge_assertions(outcome))
+            outcome = candidates.ask(server.CALL, limits, [call.encode()])
+            return self._verdict(outcome, judge_value(test, limits, outcome))
+        if isinstance(test, AssertTest):
+            job = json.dumps({"setup": test.setup, "code": test.code, "names": test.names})
+            outcome = candidates.ask(server.ASSERT, limits, [job.encode()])
+            return self._verdict(outcome, judge_assertions(limits, outcome))
+        outcome = candidates.ask(server.SCRIPT, limits, [as_bytes(test.stdin)])
+        if compiled:
+            outcome = outcome._replace(report=report_of_compiled(outcome))
+        verdict = self._verdict(outcome, judge_output(test, limits, outcome))
+        if isinstance(test.rule, Checker) and verdict.status is Status.OK:
+            status, detail = self._check(test.rule, test, outcome.output)
+            return replace(verdict, status=status, detail=detail)
+        return verdict
 
-    def _ask(self, kind: int, limits: Limits, blobs: Sequence[bytes], seconds: float) -> Outcome:
-        sizes = [len(blob) for blob in blobs] + [0] * (3 - len(blobs))
-        header = server.REQUEST.pack(
-            kind, limits.cpu_seconds, limits.wall_seconds, limits.memory_mb << 20,
-            limits.output_bytes, *sizes,
-        )  # fmt: skip
-        self._process.send(header + b"".join(blobs), _SLACK_SECONDS)
-        reply = self._process.receive(seconds)
-        ending, status, cpu, wall, output, report = server.REPLY.unpack_from(reply)
-        start = server.REPLY.size
-        if len(reply) != start + output + report:
-            raise ValueError("a malformed reply of the sandbox")
-        files = (reply[start : start + output], reply[start + output :])
-        return Outcome(ending, status, cpu, wall, *files)
+    def _check(self, checker: Checker, test: StdioTest, output: bytes) -> Judgement:
+        try:
+            server_, scratch = self._checker_server(checker)
+        except _Unusable as unusable:
+            return Status.JUDGE_ERROR, f"the checker does not compile: {unusable.args[0].detail}"
+        given, printed, answer = server.CHECK_FILES
+        arguments = {
+            "testlib": [given, printed, answer],
+            "kattis": [given, answer, str(scratch)],
+            "cms": [given, answer, printed],
+        }[checker.protocol] + list(checker.arguments)
+        blobs = [as_bytes(test.stdin), output, as_bytes(test.expected)]
+        outcome = server_.ask(server.CHECK, _CHECKING, [*blobs, json.dumps(arguments).encode()])
+        message = _read_and_clear(scratch) or text(outcome.output).strip()
+        return judge_check(checker, outcome, message)
 
-    def _verdict(self, outcome: Outcome, status: Status, detail: str) -> Verdict:
-        return Verdict(status, detail, outcome.cpu_seconds, outcome.wall_seconds, self._unsafe)
+    def _checker_server(self, checker: Checker) -> tuple[ForkServer, Path]:
+        """The server with this checker loaded, and the folder that it may write to."""
+        if self._scratch is None:
+            self._scratch = tempfile.TemporaryDirectory(prefix="openmimo-judge-")
+        scratch = Path(self._scratch.name)
+        if self._checkers is None:
+            share_with_nobody(scratch)
+            self._checkers = ForkServer(self._unsafe, "plain", scratch)
+            self._await(self._checkers)
+        key = content_key(checker.program)
+        if key != self._checker_key:
+            self._checker_key = b""
+            self._load(self._checkers, checker.program)
+            self._checker_key = key
+        return self._checkers, scratch
 
-
-def _judge_output(test: StdioTest, limits: Limits, outcome: Outcome) -> tuple[Status, str]:
-    if len(outcome.output) > limits.output_bytes:
-        return Status.OUTPUT_LIMIT, f"more than {limits.output_bytes} bytes of output"
-    failure = _failure(limits, outcome, outcome.report)
-    if failure:
-        return failure
-    difference = output_difference(test.rule, as_bytes(test.expected), outcome.output)
-    return (Status.WRONG, difference) if difference else (Status.OK, "")
-
-
-def _judge_value(test: CallTest, limits: Limits, outcome: Outcome) -> tuple[Status, str]:
-    kind, payload = outcome.report[:1], outcome.report[1:]
-    if len(payload) > limits.output_bytes:
-        return Status.OUTPUT_LIMIT, f"more than {limits.output_bytes} bytes of JSON returned"
-    failure = _failure(limits, outcome, outcome.report)
-    if failure:
-        return failure
-    if kind == child.OTHER:
-        return Status.WRONG, f"returned no plain value: {_text(payload)}"
-    if kind != child.VALUE:
-        return Status.CRASH, "ended before the function returned"
-    try:
-        value = decode(payload)
-        expected = decode(json.dumps(test.expected).encode())
-    except ValueError:  # only a forged report can hold this
-        return Status.CRASH, "malformed result"
-    if values_match(test.rule, expected, value):
-        return Status.OK, ""
-    return Status.WRONG, f"returned {_shorten(_text(payload))}"
+    def _verdict(self, outcome: Outcome, judgement: Judgement) -> Verdict:
+        return Verdict(*judgement, outcome.cpu_seconds, outcome.wall_seconds, self._unsafe)
 
 
-def _judge_assertions(outcome: Outcome) -> tuple[Status, str]:
-    kind, detail = outcome.output[:1], _text(outcome.output[1:])
-    if outcome.ending == server.EXITED and kind != remote.LOST:
-        if kind == remote.PASSED and outcome.status == 0:
-            return Status.OK, ""
-        if kind == remote.FAILED:
-            return Status.WRONG, detail
-        if kind == child.MEMORY:
-            return Status.MEMORY, "in the tests' own process"
-        return Status.CRASH, detail or f"the tests' own process {_death(outcome)}"
-    failure = _failure(Limits(), outcome, outcome.report)
-    return failure or (Status.CRASH, "the program ended before its tests did")
+def _libraries(program: Program, tests: Sequence[Test]) -> Libraries:
+    """What has to be loaded for a program and its assertions."""
+    blocks = [f"{test.setup}\n{test.code}" for test in tests if isinstance(test, AssertTest)]
+    sources = [program.source, *blocks] if program.language == "python" else []
+    return "numpy" if any(map(_NUMPY.search, sources)) else "plain"
 
 
-def _failure(limits: Limits, outcome: Outcome, report: bytes) -> tuple[Status, str] | None:
-    """The status of a child that did not end well; None if it did."""
-    if outcome.ending == server.NOT_STARTED:
-        return Status.JUDGE_ERROR, "no process for the program"
-    if outcome.ending == server.OUT_OF_CPU:
-        return Status.TIMEOUT, f"{outcome.cpu_seconds:.2f} s of CPU time"
-    if outcome.ending == server.OUT_OF_TIME:
-        return Status.TIMEOUT, f"{outcome.wall_seconds:.2f} s, most of them idle"
-    kind, detail = report[:1], _text(report[1:])
-    if kind == child.MEMORY:
-        return Status.MEMORY, f"more than {limits.memory_mb} MiB"
-    if kind == child.MISSING:
-        return Status.COMPILE, detail
-    if kind == child.ERROR:
-        return Status.CRASH, detail
-    if outcome.status != 0:
-        return Status.CRASH, _death(outcome)
-    return None
-
-
-def _death(outcome: Outcome) -> str:
-    if os.WIFSIGNALED(outcome.status):
-        return f"was killed by signal {os.WTERMSIG(outcome.status)}"
-    return f"ended with exit status {os.WEXITSTATUS(outcome.status)}"
-
-
-def _text(payload: bytes) -> str:
-    return payload.decode("utf-8", "replace")
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= 100 else text[:100] + "..."
+def _read_and_clear(folder: Path) -> str:
+    """What a checker wrote, and no trace of it left for the next one."""
+    messages = []
+    for file in sorted(folder.iterdir()):
+        if file.name != "teammessage.txt":
+            messages.append(file.read_text(errors="replace").strip())
+        file.unlink()
+    return "; ".join(filter(None, messages))

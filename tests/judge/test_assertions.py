@@ -39,6 +39,7 @@ CROSSING = {
     "keyword": ("return x", "f(x=7) == 7"),
     "unicode": ("return x[::-1]", "f('aé漢😀\\udc80') == '\\udc80😀漢éa'"),
     "true is one": ("return True", "f(0) == 1"),
+    "types": ("return x", "f([int, str]) == [int, str]"),
     "generator": ("return (i * i for i in range(x))", "list(f(4)) == [0, 1, 4, 9]"),
     "function": ("return lambda y: x + y", "f(1)(2) == 3"),
 }
@@ -62,9 +63,10 @@ def test_objects_stay_in_their_process_and_can_be_used(judge):
         chain = Node(1, Node(2, Node(3)))
         assert total(chain) == 6
         assert chain.next.value == 2 and chain[2] == 3
+        chain.next.next = Node(4, chain.next.next)
+        assert total(chain) == 10
         """
     assert status(judge, program, code) is Status.OK
-    assert status(judge, program, "Node(1).value = 2") is Status.CRASH  # never silently nothing
 
 
 def test_changed_arguments_come_back(judge):

@@ -12,6 +12,7 @@ import signal
 import stat
 import struct
 import sys
+from collections.abc import Sequence
 
 from . import landlock, namespaces, seccomp
 
@@ -64,13 +65,16 @@ def drop_privileges(readable: list[str]) -> None:
         raise OSError(ctypes.get_errno(), "cannot drop the capabilities")
 
 
-def lock_server() -> None:
-    """Lock the fork server down for ever. LockdownError if any layer is missing or ineffective."""
+def lock_server(writable: Sequence[str] = ()) -> None:
+    """Lock the fork server down for ever. LockdownError if any layer is missing or ineffective.
+
+    `writable` folders are those that programs may make files in.
+    """
     if not seccomp.supported():
         raise LockdownError(f"there is no system call table for {os.uname().machine}")
     folders = library_folders()
     try:
-        rules = landlock.Ruleset(folders)
+        rules = landlock.Ruleset(folders, writable=writable)
         namespaces.enter()
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
         drop_privileges(folders)
@@ -86,6 +90,21 @@ def lock_server() -> None:
     except OSError as error:
         raise LockdownError(f"the sandbox cannot be set up: {error.strerror or error}") from error
     _check_effective()
+
+
+def lock_compiler(executable: Sequence[str], writable: Sequence[str]) -> None:
+    """Give up all but reading and executing a compiler's files and writing its results.
+
+    No seccomp, as a compiler starts other programs: it is trusted, and only its input is not.
+    """
+    try:
+        rules = landlock.Ruleset((), executable, writable)
+        namespaces.enter()
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        drop_privileges([*executable, *writable])
+        rules.apply()
+    except OSError as error:
+        raise LockdownError(f"the sandbox cannot be set up: {error.strerror or error}") from error
 
 
 def _check_effective() -> None:

@@ -33,8 +33,8 @@ def enter() -> None:
     child = os.fork()
     if child:
         os.closerange(0, 64)  # the supervisor must see the pipes close when the child ends
-        os.waitpid(child, 0)
-        os._exit(0)
+        _, status = os.waitpid(child, 0)
+        os._exit(os.waitstatus_to_exitcode(status) % 256)
     libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
 
 

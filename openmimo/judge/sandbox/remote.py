@@ -102,6 +102,9 @@ class Host:
             return ["v", result, after if after != operands[1] else None]
         if operation == "get":
             return ["v", self._pack(getattr(target, operands[1]))]
+        if operation == "set":
+            setattr(target, operands[1], self._unpack(operands[2]))
+            return ["v"]
         if operation == "item":
             return ["v", self._pack(target[self._unpack(operands[1])])]
         if operation == "list":
@@ -146,16 +149,17 @@ class Link:
 class Remote:
     """Something in the candidate's process. Equal to itself alone, whatever the candidate says."""
 
-    __slots__ = ("_link", "_number")  # so that setting an attribute fails
-
     def __init__(self, link: Link, number: int) -> None:
-        self._link, self._number = link, number
+        self.__dict__.update(_link=link, _number=number)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._link.call(self._number, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return self._link.unpack(self._link.ask("get", self._number, name)[0])
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._link.ask("set", self._number, name, pack(value))
 
     def __getitem__(self, key: Any) -> Any:
         return self._link.unpack(self._link.ask("item", self._number, pack(key))[0])

@@ -16,6 +16,7 @@ import json
 import math
 import mmap
 import os
+import resource
 import select
 import signal
 import struct
@@ -39,8 +40,9 @@ PRELOADED = (
     "typing", "unicodedata", "zlib",
 )  # fmt: skip
 
-# kind, CPU seconds, wall seconds, bytes of memory, bytes of output, sizes of up to three blobs
-REQUEST = struct.Struct("<BddQQQQQ")
+# kind, CPU seconds, wall seconds, bytes of memory, bytes of output, sizes of up to four blobs
+BLOBS = 4
+REQUEST = struct.Struct("<BddQQ4Q")
 # ending, wait status, CPU seconds, wall seconds, sizes of output and report
 REPLY = struct.Struct("<BiddQQ")
 LENGTH = struct.Struct("<I")
@@ -51,7 +53,10 @@ LOAD_COMPILED = ord("B")  # an executable file: kept
 SCRIPT = ord("S")  # standard input
 CALL = ord("C")  # JSON for child.run_call
 ASSERT = ord("A")  # JSON for remote.run_tester
-CHECK = ord("K")  # input, output of a candidate, answer: files named as the program's arguments
+CHECK = ord("K")  # input, output of a candidate, answer (see CHECK_FILES), JSON arguments
+
+# How a checker names its files. The output is its standard input, too.
+CHECK_FILES = ("/proc/self/fd/4", "/proc/self/fd/5", "/proc/self/fd/6")
 
 # Endings.
 EXITED = ord("X")  # by itself; the wait status says how
@@ -61,6 +66,7 @@ NOT_STARTED = ord("J")  # the child could not be set up: no fault of the candida
 
 _MINIMUM_FILE = 4096  # room for a report under any output limit
 _COMPILE_SECONDS, _COMPILE_MEMORY = 10.0, 1 << 30
+_STACK_SHARE = 4  # a compiled program's memory by this is the size of its stacks
 _FIRST_FREE_FD = 10  # those below have fixed meanings in children
 _PROGRAM_FD = 7  # of a compiled program, until it starts
 
@@ -89,7 +95,8 @@ class Child:
 
 
 class Limits(NamedTuple):
-    """Of one test: CPU and wall seconds, bytes of address space, bytes of output."""
+    """Of one test: CPU and wall seconds, bytes of address space beyond the interpreter's own,
+    bytes of output."""
 
     cpu_seconds: float
     wall_seconds: float
@@ -111,7 +118,7 @@ class Result(NamedTuple):
 class Server:
     """Answers requests until the supervisor closes the pipe."""
 
-    def __init__(self, requests: int, replies: int, unsafe: bool) -> None:
+    def __init__(self, requests: int, replies: int, own_memory: int, unsafe: bool) -> None:
         self._requests, self._replies = requests, replies
         self._filters: dict[bool, seccomp.Filter] = {}
         if not unsafe:
@@ -125,6 +132,7 @@ class Server:
         self._cores = os.cpu_count() or 1
         self._program = _file()
         self._compiled = False
+        self._own_memory = own_memory
         # Set by a child that is ready to run its program, then unmapped there: what a candidate
         # writes can never make its end look like a fault of the judge's.
         self._started = mmap.mmap(-1, mmap.PAGESIZE)
@@ -178,10 +186,11 @@ class Server:
     def _script(self, limits: Limits, stdin: int, *_: int) -> Result:
         return self._run_program(limits, ["solution"], stdin, ())
 
-    def _check(self, limits: Limits, given: int, output: int, answer: int) -> Result:
-        # Named by numbers that the program opens; its standard input is the candidate's output.
-        names = [f"/proc/self/fd/{fd}" for fd in (4, 5, 6)]
-        return self._run_program(limits, ["checker", *names], output, (given, output, answer))
+    def _check(
+        self, limits: Limits, given: int, output: int, answer: int, arguments: int
+    ) -> Result:
+        argv = ["checker", *json.loads(child.read_all(arguments))]
+        return self._run_program(limits, argv, output, (given, output, answer))
 
     def _run_program(
         self, limits: Limits, argv: list[str], stdin: int, files: tuple[int, ...]
@@ -189,8 +198,9 @@ class Server:
         output, report = _file(), _file()
         layout = {0: stdin, 1: output, 3: report} | dict(enumerate(files, start=4))
         if self._compiled:
-            layout[_PROGRAM_FD] = self._program
-            return self._run(limits, lambda: _execute(argv), [], layout, output, report)
+            # Its standard error is the report: nothing else can say why it ended.
+            layout |= {2: report, _PROGRAM_FD: self._program}
+            return self._run(limits, lambda: _execute(argv, limits), [], layout, output, report)
         body = functools.partial(child.run_script, argv)
         return self._run(limits, body, [self._program], layout, output, report)
 
@@ -256,9 +266,8 @@ class Server:
                 os.dup2(fd, target)
             os.closerange(max(2, *files) + 1, lockdown.OPEN_FILES)
             cpu = math.ceil(limits.cpu_seconds) + 1
-            lockdown.limit_resources(
-                cpu, limits.memory_bytes, max(limits.output_bytes + 2, _MINIMUM_FILE)
-            )
+            memory = limits.memory_bytes + (0 if self._compiled else self._own_memory)
+            lockdown.limit_resources(cpu, memory, max(limits.output_bytes + 2, _MINIMUM_FILE))
             if self._filters:
                 self._filters[self._compiled].install()
             self._started[number] = 1
@@ -288,9 +297,15 @@ class Server:
                 return EXITED
 
 
-def _execute(argv: list[str]) -> None:
-    os.set_inheritable(_PROGRAM_FD, False)
-    os.execve(_PROGRAM_FD, argv, {})
+def _execute(argv: list[str], limits: Limits) -> None:
+    for number in (signal.SIGXFSZ, signal.SIGPIPE):  # which the interpreter ignores
+        signal.signal(number, signal.SIG_DFL)
+    _, most = resource.getrlimit(resource.RLIMIT_STACK)
+    stack = limits.memory_bytes // _STACK_SHARE  # of the main thread, and of each other one
+    if most != resource.RLIM_INFINITY:
+        stack = min(stack, most)
+    resource.setrlimit(resource.RLIMIT_STACK, (stack, most))
+    os.execve(f"/proc/self/fd/{_PROGRAM_FD}", argv, {})
 
 
 def _file() -> int:
@@ -322,22 +337,29 @@ def _site_builtins() -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Start with JSON arguments {"unsafe": bool}, and serve."""
+    """Start with JSON arguments, and serve.
+
+    {"unsafe": bool, "folders": of more libraries, "modules": to load from them, "writable": folders
+    that programs may make files in}
+    """
     options = json.loads(arguments[0])
+    sys.path += options["folders"]
     null = os.open(os.devnull, os.O_RDWR)
     for fd in range(3, _FIRST_FREE_FD):  # taken, so that no file of the server's gets them
         os.dup2(null, fd)
     requests, replies = os.dup(0), os.dup(1)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
-    for name in PRELOADED:
+    for name in (*PRELOADED, *options["modules"]):
         importlib.import_module(name)
     _standard_streams()
     _site_builtins()
+    with open("/proc/self/statm") as file:
+        own_memory = int(file.read().split()[0]) * mmap.PAGESIZE
     error = None
     try:
         if not options["unsafe"]:
-            lockdown.lock_server()
+            lockdown.lock_server(options["writable"])
     except lockdown.LockdownError as failure:
         error = str(failure)
     message = json.dumps({"error": error}).encode()
@@ -345,4 +367,4 @@ def main(arguments: list[str]) -> None:
     if error is None:
         gc.collect()
         gc.freeze()  # so that a child's collections do not copy the shared pages
-        Server(requests, replies, options["unsafe"]).serve()
+        Server(requests, replies, own_memory, options["unsafe"]).serve()

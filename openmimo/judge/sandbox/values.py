@@ -7,7 +7,7 @@ Neither carries code or a class of the candidate's, so neither can carry its ide
 
 import collections
 import json
-import types
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +21,8 @@ def jsonable(value: object) -> object:
     kind = type(value)
     if value is None or kind in (bool, int, float, str):
         return value
+    if _is_numpy(value):
+        return jsonable(value.tolist())  # type: ignore[attr-defined]
     if kind in (list, tuple):
         return [jsonable(item) for item in value]  # type: ignore[attr-defined]
     if kind is dict:
@@ -33,10 +35,19 @@ def jsonable(value: object) -> object:
     raise TypeError(f"a value of type {kind.__name__}")
 
 
+def _is_numpy(value: object) -> bool:
+    """Whether it is an array or a number of numpy's, which says what it holds as plain values."""
+    return type(value).__module__ == "numpy" and hasattr(value, "tolist")
+
+
 _PLAIN = (bool, float, str, type(None))
 _LARGE_INTEGER = 1 << 64  # from here on in hexadecimal: decimal digits take quadratic time
 _SEQUENCES = {"l": list, "t": tuple, "s": set, "f": frozenset, "q": collections.deque}
 _MAPPINGS = (dict, collections.OrderedDict, collections.defaultdict, collections.Counter)
+_TYPES = {
+    kind.__name__: kind
+    for kind in (bool, bytes, complex, dict, float, frozenset, int, list, set, str, tuple)
+}
 _TAGS: dict[type, str] = {kind: tag for tag, kind in _SEQUENCES.items()}
 
 
@@ -48,6 +59,9 @@ def pack(value: object, reference: Callable[[object], object]) -> object:
     kind = type(value)
     if kind in _PLAIN:
         return value
+    if _is_numpy(value):
+        plain = pack(value.tolist(), reference)  # type: ignore[attr-defined]
+        return ["a", plain] if isinstance(plain, list) else plain
     if kind is int:
         large = abs(value) >= _LARGE_INTEGER  # type: ignore[arg-type]
         return ["i", hex(value)] if large else value  # type: ignore[arg-type]
@@ -60,6 +74,9 @@ def pack(value: object, reference: Callable[[object], object]) -> object:
         return ["b", bytes(value).decode("latin-1")]  # type: ignore[call-overload]
     if kind is complex:
         return ["c", value.real, value.imag]  # type: ignore[attr-defined]
+    if isinstance(value, type):
+        name = value.__name__
+        return ["y", name] if _TYPES.get(name) is value else ["r", reference(value)]
     if isinstance(value, tuple) and hasattr(kind, "_fields"):  # a named tuple
         return ["t", *(pack(item, reference) for item in value)]
     return ["r", reference(value)]
@@ -80,6 +97,11 @@ def unpack(data: Any, dereference: Callable[[Any], object]) -> object:
         return items[0].encode("latin-1")
     if tag == "c":
         return complex(items[0], items[1])
+    if tag == "y":
+        return _TYPES[items[0]]
+    if tag == "a":
+        array = unpack(items[0], dereference)
+        return sys.modules["numpy"].array(array) if "numpy" in sys.modules else array
     if tag == "r":
         return dereference(items[0])
     raise ValueError(f"unknown tag {tag!r}")
@@ -88,8 +110,3 @@ def unpack(data: Any, dereference: Callable[[Any], object]) -> object:
 def dumps(value: object) -> bytes:
     """JSON text as bytes."""
     return json.dumps(value, separators=(",", ":")).encode()
-
-
-def is_function(value: object) -> bool:
-    """Whether a value is a plain function or a class: something to call by its name."""
-    return isinstance(value, types.FunctionType | types.BuiltinFunctionType | type)
