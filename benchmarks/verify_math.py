@@ -20,6 +20,7 @@ from unittest import mock
 from math_verify import parse, verify
 
 from openmimo.rewards import MathVerifier, Verdict, extract_answer
+from openmimo.rewards.math import quick_verdict
 
 RESPONSE = "<think>\nPerhaps \\boxed{{17}}?\n</think>\nThe answer is \\boxed{{{}}}"
 UNICODE = str.maketrans("-0123456789", "−０１２３４５６７８９")  # noqa: RUF001
@@ -89,7 +90,7 @@ def rate(judge: Callable[[], object], count: int) -> float:
 
 
 def rates(golds: Sequence[str]) -> dict[str, float]:
-    """Verdicts a second on the ten variants of each answer, with a fresh cache for each figure."""
+    """Verdicts a second on the variants of each answer; `fast_path_share` is a fraction of them."""
     writers = list(VARIANTS.values())
     pairs = [(RESPONSE.format(write(gold)), gold) for gold in golds for write in writers]
     few = pairs[:: len(writers) + 1]  # all variants, fewer answers: Math-Verify is slow
@@ -106,6 +107,12 @@ def rates(golds: Sequence[str]) -> dict[str, float]:
         figures["raw_mode"] = rate(lambda: judge_raw(verifier, few), len(few))
         with mock.patch("openmimo.rewards.math_verifier.quick_verdict", return_value=None):
             figures["without_fast_path"] = rate(lambda: judge_all(verifier, few), len(few))
+    answers = [(extract_answer(text) or "", gold) for text, gold in pairs]
+    decided = [pair for pair in answers if quick_verdict(pair[1], pair[0])]
+    figures["fast_path_share"] = len(decided) / len(answers)
+    figures["fast_path_alone"] = rate(
+        lambda: [quick_verdict(g, a) for a, g in decided], len(decided)
+    )
     with MathVerifier() as verifier:
         verifier.submit("x+1", "1+x").result()  # starts the worker
         figures["with_fast_path"] = rate(lambda: judge_all(verifier, pairs), len(pairs))
@@ -132,7 +139,7 @@ def main() -> None:
     for name, row in figures["agreement"].items():
         print(f"{name:12} ours {row['ours']:3} raw {row['raw']:3} only raw {row['only_raw']}")
     for name, figure in figures["per_second"].items():
-        print(f"{name:24} {figure:8.0f} /s")
+        print(f"{name:24} {figure:10.2f}")
     if options.json:
         Path(options.json).write_text(json.dumps(figures) + "\n")
 
