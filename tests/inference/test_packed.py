@@ -1,6 +1,6 @@
 """The packed model with its cache gives what a full pass of `MiMo` gives, whatever was cached."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from openmimo.inference.matrix import Matrix, can_pack
 from openmimo.inference.packed import PackedModel, Span, compute_dtype
 from openmimo.model.mimo import MiMo
 
-MakeModel = Callable[..., MiMo]
+from .engines import MakeModel
+
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 LENGTH = 32
 TOKENS = 24
