@@ -21,11 +21,11 @@ from openmimo.serving.calls import Call, Limits, chat_call, completion_call
 from openmimo.serving.errors import ApiError, as_api_error
 from openmimo.serving.fields import ChatFields, CompletionFields, parse
 from openmimo.serving.http import (
+    Bodies,
     DisconnectedError,
     KeyGuard,
     encode,
     error_response,
-    read_body,
     send_events,
     send_json,
     while_connected,
@@ -58,7 +58,7 @@ class Parts:
     """What the endpoints work with.
 
     model: the name that clients use.
-    max_body_bytes: of a request.
+    bodies: reads those of requests.
     timeout: seconds for a whole request, waiting included.
     """
 
@@ -66,7 +66,7 @@ class Parts:
     tokenizer: Tokenizer
     service: EngineService
     limits: Limits
-    max_body_bytes: int
+    bodies: Bodies
     timeout: float
 
 
@@ -181,9 +181,9 @@ class _Answers:
 
     async def _answer(self, request: Request, receive: Receive, send: Send, clock: Clock) -> None:
         parts = self._parts
-        parts.service.check_open(0)  # before the body is read, which may take long
-        body = await read_body(request, parts.max_body_bytes)
-        call, form = await self._begin(body, parts)
+        parts.service.check_open(1)  # before the body is read, which may take long
+        async with parts.bodies.read(request) as body:
+            call, form = await self._begin(body, parts)
         with parts.service.submit(call.requests, call.in_pieces, parts.timeout) as flight:
             samples = new_samples(call, parts.tokenizer)
             reply = form(call, samples, parts.tokenizer, parts.model)

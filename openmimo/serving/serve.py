@@ -23,7 +23,7 @@ from openmimo.model.checkpoint import load_release
 from openmimo.model.mimo import MiMo
 from openmimo.serving.app import Parts, make_app
 from openmimo.serving.calls import Limits
-from openmimo.serving.http import Protocol
+from openmimo.serving.http import Bodies, Protocol
 from openmimo.serving.service import EngineService
 from openmimo.tokenizer import Tokenizer
 
@@ -185,7 +185,8 @@ async def _serve(
         raise _cannot_listen(settings.host, settings.port, error) from error
     service = EngineService(engine, settings.slots, settings.max_queue)
     limits = Limits(length, settings.max_samples, service.capacity)
-    parts = Parts(name, tokenizer, service, limits, settings.max_body_bytes, settings.timeout)
+    bodies = Bodies(settings.max_body_bytes)
+    parts = Parts(name, tokenizer, service, limits, bodies, settings.timeout)
     config = uvicorn.Config(
         make_app(parts, settings.api_key),
         http=Protocol,
