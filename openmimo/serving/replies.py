@@ -63,12 +63,18 @@ class _Envelope:
         }
 
     def usage(self) -> Json:
-        prompt = sum(map(len, self._call.prompts))  # once, however many samples share it
+        prompts = self._call.prompts
+        prompt = sum(map(len, prompts))  # once, however many samples share it
         answer = sum(s.tokens for s in self._samples) if self._call.max_tokens else 0
+        shares = len(self._samples) // len(prompts)
+        cached = [s.cached for s in self._samples]
+        # What the first sample that was read did not compute either.
+        before = sum(min(cached[n : n + shares]) for n in range(0, len(cached), shares))
         return {
             "prompt_tokens": prompt,
             "completion_tokens": answer,
             "total_tokens": prompt + answer,
+            "prompt_tokens_details": {"cached_tokens": before},
         }
 
     def around(self, kind: str, choices: list[Json]) -> Json:

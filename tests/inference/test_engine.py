@@ -210,6 +210,7 @@ def test_new_weights_see_nothing_of_the_old(
         assert done[request.id].token_ids.tolist() == have + reference(new, rest)
     for request in late:
         assert done[request.id].token_ids.tolist() == reference(new, request)
+    assert (done["late"].cached_tokens, done["follower"].cached_tokens) == (0, 27)
     if prefill_tokens == 3:
         scores = done["late"].prompt
         assert scores is not None

@@ -134,6 +134,7 @@ def test_equal_prompts_are_prefilled_once_even_if_admitted_late(
     completions = engine.run(requests)
     assert engine.stats().prefilled_tokens == 9
     assert engine.stats().shared_tokens == 7 * 9
+    assert [completion.cached_tokens for completion in completions] == [0, *[9] * 7]
     for request, completion in zip(requests, completions, strict=True):
         assert completion.token_ids.tolist() == expected(request)
 
@@ -169,7 +170,7 @@ def test_a_longer_prompt_is_read_from_where_it_differs(
             completion = next((c for c in engine.step() if c.request_id == request.id), None)
         after = engine.stats()
         assert completion.token_ids.tolist() == expected(request)
-        assert after.shared_tokens - before.shared_tokens == shared
+        assert after.shared_tokens - before.shared_tokens == completion.cached_tokens == shared
         assert (
             after.prefilled_tokens - before.prefilled_tokens == len(request.prompt_ids) - 1 - shared
         )

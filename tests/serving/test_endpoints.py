@@ -180,6 +180,24 @@ def test_parts_roles_and_fields_without_effect_are_taken(client):
     assert client.chat.completions.create(messages=again, **asked).choices
 
 
+def test_usage_tells_what_was_in_the_cache(client):
+    """Of each prompt once, though the samples of a new one share its reading too."""
+    one, two = [[(7 * n + start) % 250 for n in range(40)] for start in (0, 100)]
+
+    def cached(prompt, **more):
+        options = {"stream_options": {"include_usage": True}} if "stream" in more else {}
+        asked = {"model": "tiny", "prompt": prompt, "max_tokens": 3, "n": 2, **more, **options}
+        reply = client.completions.create(**asked)
+        if "stream" in more:
+            *_, reply = reply
+        return reply.usage.prompt_tokens_details.cached_tokens
+
+    assert cached(one) == 0
+    assert cached(one) == cached(one, stream=True) == 39
+    assert cached([two, one]) == 39
+    assert cached([*one, *two]) == 40
+
+
 def test_null_asks_for_nothing(server):
     nulls = dict.fromkeys(("max_tokens", "stop", "suffix", "logit_bias", "best_of", "unheard_of"))
     reply = server.client.post("/v1/completions", json={"prompt": "a", **nulls})
