@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import sys
+import unicodedata
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from openmimo.errors import UserError
 from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request
+from openmimo.inference.thinking import without_thinking
 from openmimo.inference.threads import use_fastest_threads
 from openmimo.model.checkpoint import load_release
 from openmimo.model.mimo import MiMo
@@ -64,7 +66,7 @@ class Conversation:
         """Pieces of the answer to `text`, as they are generated.
 
         Text and answer join the conversation when the answer ends, or is left early by closing
-        the iterator.
+        the iterator; what the model thought does not (`inference/thinking.py`).
 
         Raises:
             UserError: the conversation has become longer than the model's context.
@@ -91,7 +93,8 @@ class Conversation:
                 said += piece
                 yield piece
         finally:
-            self._messages += [asked, {"role": "assistant", "content": said}]
+            answer = {"role": "assistant", "content": without_thinking(said)}
+            self._messages += [asked, answer]
 
     def _stream(self, request: Request) -> Generator[str]:
         engine = self._engine
@@ -172,12 +175,23 @@ def _print_answer(conversation: Conversation, text: str) -> None:
     pieces = conversation.answer(text)
     try:
         for piece in pieces:
-            print(piece, end="", flush=True)
+            _show(piece)
     except KeyboardInterrupt:
         pieces.close()  # keeps what was said
     except UserError as error:
         print(error, end="")
     print()
+
+
+def _show(piece: str) -> None:
+    print(visible(piece) if sys.stdout.isatty() else piece, end="", flush=True)
+
+
+def visible(text: str) -> str:
+    """`text` with control characters escaped, but for newline and tab: none moves the cursor."""
+    return "".join(
+        ascii(c)[1:-1] if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text
+    )
 
 
 def _in_pipe(conversation: Conversation) -> None:
@@ -191,5 +205,5 @@ def _in_pipe(conversation: Conversation) -> None:
             conversation.reset()
         elif text:
             for piece in conversation.answer(text):
-                print(piece, end="", flush=True)
+                _show(piece)
             print(flush=True)

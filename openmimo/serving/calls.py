@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from openmimo.inference.protocol import LEAST_TEMPERATURE, Request
 from openmimo.inference.sampling import sample_seed
+from openmimo.inference.thinking import without_thinking
 from openmimo.serving.errors import ApiError
 from openmimo.serving.fields import ChatFields, CompletionFields, SamplingFields
 from openmimo.tokenizer import Tokenizer
@@ -62,7 +63,13 @@ def chat_call(fields: ChatFields, tokenizer: Tokenizer, limits: Limits) -> Call:
         UserError: the tokenizer has no chat form.
     """
     roles = {"developer": "system"}  # OpenAI's newer name
-    messages = [{"role": roles.get(m.role, m.role), "content": m.text} for m in fields.messages]
+    messages = [
+        {
+            "role": roles.get(m.role, m.role),
+            "content": without_thinking(m.text) if m.role == "assistant" else m.text,
+        }
+        for m in fields.messages
+    ]
     prompt = tokenizer.chat_prompt(messages)
     room = limits.context - len(prompt)
     wanted = fields.max_completion_tokens or fields.max_tokens or max(room, 1)
@@ -148,7 +155,7 @@ def _check(
     if (count := len(prompts) * fields.n) > limits.requests:
         raise ApiError(
             400,
-            f"{len(prompts)} prompts with n = {fields.n} make {count} answers; this server holds "
+            f"prompts times n is {len(prompts)} x {fields.n} = {count} answers; this server holds "
             f"{limits.requests} at once, so split the call",
             "prompt",
         )

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from openmimo.errors import UserError
+from openmimo.inference.thinking import ThinkSplitter
 from openmimo.serving.calls import Call
 from openmimo.serving.samples import Delta, Sample, ScoredToken
-from openmimo.serving.text import ThinkSplitter, opens_thinking
 from openmimo.tokenizer import StreamDecoder, Tokenizer
 
 LOWEST = -9999.0
@@ -93,8 +93,7 @@ class ChatReply:
     ) -> None:
         self._envelope = _Envelope(call, samples, model, "chatcmpl")
         self._tokenizer, self._scored = tokenizer, call.logprobs is not None
-        opened = opens_thinking(tokenizer, call.prompts[0])
-        self._splitters = [ThinkSplitter(opened) for _ in samples]
+        self._splitters = [ThinkSplitter() for _ in samples]
 
     def opening(self) -> list[Json]:
         """The role, for each answer."""
