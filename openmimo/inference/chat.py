@@ -10,12 +10,16 @@ from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from openmimo.errors import UserError
 from openmimo.inference.engine import Engine
+from openmimo.inference.memory import check_memory, weight_bytes
+from openmimo.inference.packed import compute_dtype
 from openmimo.inference.protocol import Request
 from openmimo.inference.thinking import without_thinking
 from openmimo.inference.threads import use_fastest_threads
-from openmimo.model.checkpoint import load_release
+from openmimo.model.checkpoint import load_release, open_model
 from openmimo.model.mimo import MiMo
 from openmimo.tokenizer import StreamDecoder, Tokenizer
 
@@ -143,6 +147,10 @@ def chat(
     """
     seed = secrets.randbits(63) if seed is None else seed
     template = Request("chat", [0], max_tokens, temperature, top_p, seed)
+    config, files = open_model(Path(model_dir))
+    cpu = torch.device("cpu")
+    needed = weight_bytes(config, compute_dtype(files.dtype, cpu), 0)
+    check_memory(needed, cpu, f"the weights of {model_dir}", "close other programs")
     model, tokenizer = load_release(model_dir)
     use_fastest_threads(model.eval())
     conversation = Conversation(model, tokenizer, template, system, speculative, consume=True)

@@ -12,6 +12,8 @@ import pytest
 
 from openmimo.cli import main
 from openmimo.errors import UserError
+from openmimo.inference import memory
+from openmimo.serving import serve
 from openmimo.serving.serve import bind
 
 LONG = {"prompt": "a", "max_tokens": 1000, "ignore_eos": True}
@@ -266,6 +268,10 @@ def test_many_clients_that_hold_back_the_end_of_a_body_are_refused(start):
         (("--host", "no.such.host.invalid"), "cannot listen at"),
         (("--device", "toaster"), "--device toaster"),
         (("--api-key", " "), "key is empty"),
+        (("--api-key", ""), "key is empty"),
+        (("--api-key", " x "), "white space around"),
+        (("--api-key", "x\n"), "white space around"),
+        (("--api-key", "x\ny"), "control characters"),
     ],
 )
 def test_impossible_settings_are_one_line(folder, capsys, options, message):
@@ -273,6 +279,16 @@ def test_impossible_settings_are_one_line(folder, capsys, options, message):
     line = capsys.readouterr().err
     assert message in line
     assert line.count("\n") == 1
+
+
+def test_what_does_not_fit_the_memory_is_refused_before_loading(folder, capsys, monkeypatch):
+    monkeypatch.setattr(serve, "load_release", lambda *_: pytest.fail("the model was loaded"))
+    for options in (("--slots", str(10**7)), ("--max-length", "5000")):
+        assert main(["serve", str(folder), "--port", "0", *options]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1e5)
+    assert main(["serve", str(folder), "--port", "0"]) == 2
+    assert "0.0 GB are free: lower --slots" in capsys.readouterr().err
 
 
 def test_a_taken_port_is_refused():
