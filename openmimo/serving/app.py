@@ -113,13 +113,16 @@ def make_app(parts: Parts, api_key: str | None) -> ASGIApp:
         Route("/metrics", scrape),
         *_page(),
     ]
-    app: ASGIApp = Starlette(
+    starlette = Starlette(
         routes=routes, exception_handlers={HTTPException: _http_fault, Exception: _bug}
     )
-    if api_key is not None:
-        open_paths = frozenset({"/health", "/", *(f"/page/{name}" for name in PAGE)})
-        app = KeyGuard(app, api_key, open_paths)
-    return app
+    starlette.router.redirect_slashes = (
+        False  # it redirects to http, whatever the proxy before it has
+    )
+    if api_key is None:
+        return starlette
+    open_paths = frozenset({"/health", "/", *(f"/page/{name}" for name in PAGE)})
+    return KeyGuard(starlette, api_key, open_paths)
 
 
 Begin = Callable[[bytes, Parts], Awaitable[tuple[Call, type[ChatReply] | type[CompletionReply]]]]
@@ -128,7 +131,7 @@ Begin = Callable[[bytes, Parts], Awaitable[tuple[Call, type[ChatReply] | type[Co
 async def _chat(body: bytes, parts: Parts) -> tuple[Call, type[ChatReply]]:
     fields = parse(body, ChatFields)
     _check_model(fields.model, parts)
-    # In a thread: a long text takes the tokenizer seconds, and others wait for this loop.
+    # In a thread: a long text takes the tokenizer a while, and others wait for this loop.
     call = await asyncio.to_thread(chat_call, fields, parts.tokenizer, parts.limits)
     return call, ChatReply
 

@@ -258,6 +258,12 @@ def test_null_asks_for_nothing(server):
             {"messages": [{"role": "user", "content": "cat " * 3000}]},
             400, "messages", "context has 1024",
         ),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": "7" * 90_000}]},
+            400, "messages", "more than",
+        ),
+        ("completions", {"prompt": ["a", "7" * 90_000]}, 400, "prompt", "more than"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_refused_by_name(server, path, change, status, param, words):
@@ -292,6 +298,8 @@ def test_paths_and_methods(server):
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
     for reply, status in (
         (server.client.get("/v1/nothing"), 404),
+        (server.client.get("/v1/models/"), 404),
+        (server.client.post("/v1/completions/", json={"prompt": "a"}), 404),
         (server.client.get("/v1/completions"), 405),
         (server.client.post("/health"), 405),
     ):
