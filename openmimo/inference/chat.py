@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import secrets
 import sys
 import unicodedata
@@ -81,7 +82,7 @@ class Conversation:
         if room < 1:
             raise UserError(
                 f"the conversation has {len(prompt)} tokens, more than the model's context of "
-                f"{self._context}; start anew with /reset"
+                f"{self._context}; say less, or start anew with /reset"
             )
         request = replace(
             self._template,
@@ -142,9 +143,10 @@ def chat(
         seed: for the same answers to the same messages; None takes a random one.
 
     Raises:
-        UserError: no such model, impossible settings, or (outside a terminal) a conversation
-            longer than the model's context.
+        UserError: no such model, impossible settings, closed streams, or (outside a terminal) a
+            conversation longer than the model's context.
     """
+    _prepare_streams()
     seed = secrets.randbits(63) if seed is None else seed
     template = Request("chat", [0], max_tokens, temperature, top_p, seed)
     config, files = open_model(Path(model_dir))
@@ -158,6 +160,17 @@ def chat(
         _in_terminal(conversation)
     else:
         _in_pipe(conversation)
+
+
+def _prepare_streams() -> None:
+    """What cannot be decoded or printed becomes U+FFFD or a question mark, not an error."""
+    for stream, name in ((sys.stdin, "input"), (sys.stdout, "output")):
+        if stream is None:
+            raise UserError(f"standard {name} is closed: chat needs one, if only /dev/null")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _in_terminal(conversation: Conversation) -> None:
@@ -203,8 +216,6 @@ def visible(text: str) -> str:
 
 
 def _in_pipe(conversation: Conversation) -> None:
-    # Bytes that are not UTF-8 become U+FFFD instead of an error in the middle of the input.
-    sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     for line in sys.stdin:
         text = line.strip()
         if text == "/exit":

@@ -193,13 +193,13 @@ class KeyGuard:
 
     def __init__(self, app: ASGIApp, key: str, open_paths: frozenset[str]) -> None:
         self._app, self._open = app, open_paths
-        self._expected = f"Bearer {key}".encode()
+        self._expected = key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Reply 401, or pass on."""
         if scope["type"] == "http" and scope["path"] not in self._open:
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._expected):
+            scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(given, self._expected):
                 message = "wrong or missing API key: send `Authorization: Bearer KEY`"
                 headers = {"WWW-Authenticate": "Bearer", **CLOSE}
                 error = ApiError(401, message, code="invalid_api_key", headers=headers)

@@ -164,6 +164,21 @@ def test_through_a_pipe_each_line_is_a_message(monkeypatch, capsys, release):
     assert piped(monkeypatch, capsys, release, b"\xff\xfe broken\n")
 
 
+def test_what_the_output_cannot_show_is_replaced(monkeypatch, release):
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding="ascii"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the cat\n")))
+    chat(release, temperature=1.5, max_tokens=100, seed=1)
+    assert b"?" in output.getvalue()
+
+
+@pytest.mark.parametrize("name", ["stdin", "stdout"])
+def test_a_closed_stream_is_refused(monkeypatch, release, name):
+    monkeypatch.setattr(sys, name, None)  # as `mimo chat DIR <&-` has it
+    with pytest.raises(UserError, match=r"standard .*put is closed"):
+        chat(release)
+
+
 def test_a_seed_makes_answers_repeat(monkeypatch, capsys, release):
     options = {"temperature": 1.0, "max_tokens": 30}
     outputs = [
@@ -228,7 +243,7 @@ def test_in_a_terminal_it_streams_and_leaves_cleanly(release, end):
 
     try:
         read_until_prompt(1)
-        os.write(master, b"the cat\n")
+        os.write(master, b"the cat \xff\n")
         read_until_prompt(2)
         # Repeated, because a signal between readline's prompt and its wait is seen at the next key.
         deadline = time.monotonic() + 60

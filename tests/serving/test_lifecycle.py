@@ -126,13 +126,25 @@ def test_a_full_queue_is_refused_and_a_deadline_kept(start, threads):
 def test_a_key_is_asked_for(start):
     environment = {"OPENMIMO_API_KEY": "another"}
     with start("--api-key", "näme 1", environment=environment) as server:
-        for given in (None, "Bearer", "Bearer näme", "näme 1", "Bearer näme 11", "Bearer another"):
+        for given in (
+            None,
+            "Bearer",
+            "Bearer näme",
+            "näme 1",
+            "Bearer näme 11",
+            "Bearer another",
+            "Basic näme 1",
+            "Bearer  näme 1",
+            "bearer",
+        ):
             headers = {"Authorization": given.encode()} if given else {}
             for path in ("/v1/models", "/metrics", "/nowhere"):
                 reply = httpx.get(server.url + path, headers=headers)
                 assert reply.status_code == 401
                 assert reply.json()["error"]["code"] == "invalid_api_key"
             assert post(server, {}, headers=headers).status_code == 401
+        headers = {"Authorization": "bEARER näme 1".encode()}
+        assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == 200
         headers = {"Authorization": "Bearer näme 1".encode()}
         assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == 200
         assert post(server, {"prompt": "a"}, headers=headers).status_code == 200
