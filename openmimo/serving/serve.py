@@ -162,7 +162,7 @@ def _cannot_listen(host: str, port: int, error: OSError) -> UserError:
 def _check(settings: ServeSettings) -> None:
     least = {
         "slots": 1, "max_length": 2, "max_queue": 0, "max_samples": 1, "max_body_bytes": 1000,
-        "drafts": 0, "timeout": 0, "drain": 0,
+        "drafts": 0, "timeout": 1, "drain": 0,
     }  # fmt: skip
     for name, lowest in least.items():
         value = getattr(settings, name)
@@ -181,6 +181,8 @@ def _check(settings: ServeSettings) -> None:
         )
     try:
         device = torch.device(settings.device)
+        if device.type not in ("cpu", "cuda"):
+            raise UserError(f"--device {settings.device}: use cpu or cuda")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {settings.device}: {str(error).splitlines()[0]}") from error
