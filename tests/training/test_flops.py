@@ -10,10 +10,10 @@ from openmimo.config.schema import ModelConfig, Recipe
 from openmimo.model.mimo import MiMo
 from openmimo.training.batch import Segment, batch_rows
 from openmimo.training.flops import mean_context, parameters, training_flops
-from openmimo.training.loss import backward_step
+from openmimo.training.loss import Objective, TrainingLoss, count_targets
 from openmimo.training.mtp_heads import freeze_all_but
 
-LENGTH, ROWS = 24, 2
+LENGTH = 24
 
 
 def shape(mtp_layers: int) -> ModelConfig:
@@ -25,35 +25,35 @@ def shape(mtp_layers: int) -> ModelConfig:
 
 
 def counted(config: ModelConfig, layers: range, trunk: bool) -> float:
-    """Operations a token that torch counts in a forward and backward pass."""
+    """Operations that torch counts in a forward and backward pass over one row of LENGTH."""
     model = MiMo(config)
     model.init_weights(torch.Generator().manual_seed(0))
     if not trunk:
         freeze_all_but(model, layers)
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(config.vocab_size, (ROWS, LENGTH), generator=generator).numpy()
-    batch = batch_rows([[Segment(row)] for row in ids], LENGTH, pad_id=0)
-    # The plain kernel, which is counted product by product.
+    ids = torch.randint(config.vocab_size, (LENGTH,), generator=torch.Generator().manual_seed(1))
+    batch = batch_rows([[Segment(ids.numpy())]], LENGTH, pad_id=0)
+    objective = Objective(layers, main=trunk)
+    loss = TrainingLoss(model, objective, head_chunk=LENGTH)
+    # The plain kernel is counted product by product.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        backward_step(model, batch, layers, 0.1, ROWS * LENGTH, main=trunk)
-    return counter.get_total_flops() / (ROWS * LENGTH)
+        loss(batch, count_targets(batch, objective), 0.1).total.backward()
+    return counter.get_total_flops()
 
 
 @pytest.mark.parametrize(
     ("mtp_layers", "layers", "trunk"),
-    [(1, range(1), True), (3, range(3), True), (3, range(1, 3), False)],
-    ids=["pretrain", "sft", "mtp_heads"],
+    [(0, range(0), True), (1, range(1), True), (3, range(3), True), (3, range(1, 3), False)],
+    ids=["no MTP", "pretrain", "sft", "mtp_heads"],
 )
 def test_operations_are_those_torch_counts(mtp_layers: int, layers: range, trunk: bool) -> None:
     config = shape(mtp_layers)
     # The plain kernel computes every score of the row, also those that the mask removes.
-    expected = training_flops(config, LENGTH, len(layers), trunk=trunk)
-    # The last positions of a row have no target, and then do not go through the head.
-    uses = [(1, int(trunk))] + [(2 + layer, 1) for layer in layers]
-    missing = sum(shift * used for shift, used in uses) / LENGTH
-    heads = int(trunk) + len(layers)
-    total = expected.total - expected.head * missing / heads
-    assert counted(config, layers, trunk) == pytest.approx(total, rel=1e-6)
+    expected = LENGTH * training_flops(config, LENGTH, len(layers), trunk=trunk).total
+    # A row's last positions have no target, and do not go through the head.
+    head = config.vocab_size * config.hidden_size
+    expected -= head * (6 if trunk else 2)
+    expected -= head * sum((6 if trunk else 4) * (2 + layer) for layer in layers)
+    assert counted(config, layers, trunk) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("mtp_layers", [0, 1, 3])
