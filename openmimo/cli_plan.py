@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ def add_plan_verb(verbs: Any, epilog: str) -> None:
     add("--smoke", action="store_true", help="the preset's small twin")
     add("--out", metavar="RUN", type=Path, help="with the data of this run (default: runs/RECIPE)")
     add("--stage", choices=("pretrain", "mtp_heads", "sft"), help="this one alone (default: all)")
-    add("--gpu", default="H100", help="as docs/plan.md lists them (default: H100)")
+    add("--gpu", default="H100", help="of docs/plan.md, or cpu: this machine (default: H100)")
     add("--peak", metavar="TFLOPS", type=above_zero, help="of another GPU, dense, in compute.dtype")
     add("--memory", metavar="GB", type=above_zero, help="of another GPU")
     add(
@@ -95,14 +96,32 @@ def make_cluster(options: argparse.Namespace, recipe: Recipe, stages: Sequence[s
     from openmimo.training.plan import Cluster, fewest_ranks
 
     name, memory, peak = options.gpu, options.memory, options.peak
-    if memory is None or peak is None:
+    if name.lower() == "cpu":
+        memory = this_memory() if memory is None else memory
+        peak = this_peak(recipe.compute.dtype) if peak is None else peak
+    elif memory is None or peak is None:
         gpu = find_gpu(name)
         name = gpu.name
         memory = gpu.memory / 1e9 if memory is None else memory
         peak = gpu.peak(recipe.compute.dtype) / 1e12 if peak is None else peak
+    name = name.lower() if name.lower() == "cpu" else name
     cluster = Cluster(name, 1, memory * 1e9, peak * 1e12, options.mfu, options.price)
     ranks = options.ranks or options.gpus or fewest_ranks(recipe, stages, cluster) or 1
     return dataclasses.replace(cluster, ranks=ranks)
+
+
+def this_memory() -> float:
+    """Of this machine, in GB."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+
+
+def this_peak(dtype: str) -> float:
+    """What this machine reaches in matrix products, in TFLOPS; measured, which imports torch."""
+    import torch
+
+    from openmimo.training.throughput import matmul_peak
+
+    return matmul_peak(torch.device("cpu"), getattr(torch, dtype)) / 1e12
 
 
 def read_stored(
@@ -179,25 +198,31 @@ def as_record(
 
 def at_least_one(text: str) -> int:
     """A count."""
-    return int(_within(int(text), 1, 10**6))
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+    return int(_within(text, 1, 1e6))
 
 
 def above_zero(text: str) -> float:
     """An amount."""
-    return _within(float(text), 1e-6, 1e12)
+    return _within(text, 1e-6, 1e12)
 
 
 def price(text: str) -> float:
     """An amount, perhaps nothing."""
-    return _within(float(text), 0, 1e9)
+    return _within(text, 0, 1e9)
 
 
 def share(text: str) -> float:
     """A share of a whole."""
-    return _within(float(text), 1e-6, 1)
+    return _within(text, 1e-6, 1)
 
 
-def _within(number: float, least: float, most: float) -> float:
+def _within(text: str, least: float, most: float) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
     if not least <= number <= most:  # nan neither
-        raise argparse.ArgumentTypeError(f"{number:g} is not within {least:g} and {most:g}")
+        raise argparse.ArgumentTypeError(f"{text} is not from {least:g} to {most:g}")
     return number

@@ -40,6 +40,10 @@ class Cluster:
     mfu: float
     price: float | None = None
 
+    @property
+    def cpu(self) -> bool:
+        return self.gpu == "cpu"
+
 
 @dataclass(frozen=True)
 class Part:
@@ -48,6 +52,7 @@ class Part:
     Attributes:
         row: index in the schedule; None for a stage without one.
         batch: sequences of the largest step.
+        grows: whether other steps have other batches.
         length: tokens of a sequence.
         tokens_per_microbatch: as the settings say; at least one row is computed at a time.
         flops: operations for one token.
@@ -59,6 +64,7 @@ class Part:
     steps: int
     tokens: int
     batch: int
+    grows: bool
     length: int
     tokens_per_microbatch: int
     flops: Flops
@@ -107,13 +113,15 @@ def plan_stage(recipe: Recipe, name: str, cluster: Cluster, document: float | No
     parts = tuple(_parts(recipe, name, cluster, document))
     config = recipe.model.model_copy(update={"num_nextn_predict_layers": layers_held(recipe, name)})
     needs = [
-        (training_memory(config, recipe.compute, work, cluster.ranks), work)
+        (training_memory(config, recipe.compute, work, cluster.ranks, cluster.cpu), work)
         for work in {part.workload(cluster.ranks, mtp_layers, trunk) for part in parts}
     ]
     memory, workload = max(needs, key=lambda need: need[0].total, default=(Memory({}), None))
     longest = 0
     if workload is not None:
-        longest = longest_length(config, recipe.compute, workload, cluster.ranks, cluster.memory)
+        longest = longest_length(
+            config, recipe.compute, workload, cluster.ranks, cluster.memory, cluster.cpu
+        )
     seconds = sum(part.seconds for part in parts)
     hours = seconds * cluster.ranks / 3600
     return StagePlan(
@@ -175,6 +183,7 @@ def _parts(recipe: Recipe, name: str, cluster: Cluster, document: float | None) 
             steps=sum(count for count, _ in steps),
             tokens=sequences * length,
             batch=max(batch for _, batch in steps),
+            grows=len({batch for _, batch in steps}) > 1,
             length=length,
             tokens_per_microbatch=microbatch,
             flops=flops,

@@ -17,8 +17,6 @@ from openmimo.units import gigabytes, tokens
 
 MOST_IDLE = 0.1
 """Share of a stage's GPU time that may be spent waiting; more is a fault."""
-LITTLE_IDLE = 0.001
-"""And less than this is not worth a note: a batch that grows passes through odd numbers."""
 MANY_EPOCHS = 4
 """Up to four epochs, repeated text is worth about as much as new (Muennighoff et al. 2023,
 arXiv 2305.16264)."""
@@ -162,18 +160,19 @@ def _microbatch(plan: StagePlan) -> Iterator[str]:
 
 
 def _division(plan: StagePlan, ranks: int) -> Iterator[str]:
-    """Batches that leave ranks waiting."""
-    if plan.idle <= LITTLE_IDLE:
+    """Batches that leave ranks waiting. One that grows passes through every number, and is only
+    worth a word where that costs much."""
+    steady = [part for part in plan.parts if not part.grows]
+    if plan.idle <= MOST_IDLE and not any(part.batch % ranks for part in steady):
         return
     worst = max(plan.parts, key=lambda part: part.idle * part.seconds)
-    common = math.gcd(*(part.batch for part in plan.parts))
-    divisors = [n for n in range(1, common + 1) if common % n == 0]
-    fewer = max((n for n in divisors if n < ranks), default=1)
-    more = min((n for n in divisors if n > ranks), default=None)
-    better = f"{fewer:,}" + (f" or {more:,}" if more else "")
+    common = math.gcd(*(part.batch for part in steady or plan.parts))
+    divisors = [n for n in range(1, min(common, 2 * ranks) + 1) if common % n == 0]
+    better = [max((n for n in divisors if n < ranks), default=1)]
+    better += [n for n in divisors if n > ranks][:1]
     yield (
         f"{plan.name}: {worst.batch:,} sequences a step do not divide by {ranks:,} ranks, which "
-        f"wait {plan.idle:.1%} of the stage's time; {better} would not"
+        f"wait {plan.idle:.1%} of the stage's time: take {' or '.join(map(str, better))}"
     )
 
 
