@@ -106,10 +106,13 @@ class MTPLayer(Block):
         self.input_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
         self.final_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def draft(self, hidden: Tensor, embedding: Tensor, context: Context) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, hidden: Tensor, embedding: Tensor, context: Context
+    ) -> Tensor:
         """hidden, embedding [B, T, D] -> the head's input [B, T, D]."""
+        # All of it is in forward: FSDP gathers the layer's weights when its forward begins.
         both = torch.cat([self.hidden_layernorm(hidden), self.token_layernorm(embedding)], dim=-1)
-        return self.final_layernorm(self(self.input_proj(both), context))
+        return self.final_layernorm(super().forward(self.input_proj(both), context))
 
 
 class Trunk(nn.Module):
@@ -151,17 +154,22 @@ class MiMo(nn.Module):
             else:
                 nn.init.normal_(parameter, std=self.config.initializer_range, generator=generator)
 
-    def hidden(self, ids: Tensor, positions: Tensor) -> Tensor:
+    def context(self, positions: Tensor) -> Context:
+        """What the trunk and the MTP layers share over `positions`, int64 [B, T]."""
+        return Context(self.config, positions, self.rope_base)
+
+    def hidden(self, ids: Tensor, positions: Tensor, context: Context | None = None) -> Tensor:
         """Trunk output before the final norm.
 
         Args:
             ids: int64 [B, T].
             positions: int64 [B, T]; they restart at 0 with each packed document.
+            context: that of `positions`, where it is there already.
 
         Returns:
             h, [B, T, hidden_size].
         """
-        context = Context(self.config, positions, self.rope_base)
+        context = context or self.context(positions)
         x = self.model.embed_tokens(ids)
         for layer in self.model.layers:
             x = layer(x, context)
@@ -171,7 +179,14 @@ class MiMo(nn.Module):
         """Next-token logits [B, T, vocab] of `hidden`'s output."""
         return self.lm_head(self.model.norm(hidden))
 
-    def mtp_draft(self, layer: int, hidden: Tensor, ids: Tensor, positions: Tensor) -> Tensor:
+    def mtp_draft(
+        self,
+        layer: int,
+        hidden: Tensor,
+        ids: Tensor,
+        positions: Tensor,
+        context: Context | None = None,
+    ) -> Tensor:
         """Head input of MTP layer `layer`.
 
         Args:
@@ -179,6 +194,7 @@ class MiMo(nn.Module):
             hidden: h_t before the final norm, [B, T, D].
             ids: x_{t+1+layer}, int64 [B, T].
             positions: t (not t + 1 + layer), int64 [B, T].
+            context: that of `positions`, where it is there already.
 
         Returns:
             [B, T, D]; `lm_head` of it are the logits of x_{t+2+layer}.
@@ -188,8 +204,10 @@ class MiMo(nn.Module):
         embedding = self.model.embed_tokens(ids)
         if self.config.mtp_mask_first:
             embedding = embedding * (positions != 0)[..., None]
-        context = Context(self.config, positions, self.rope_base)
-        return self.mtp_layers[layer].draft(hidden, embedding, context)
+        draft: Tensor = self.mtp_layers[layer](
+            hidden, embedding, context or self.context(positions)
+        )
+        return draft
 
     def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """Next-token logits [B, T, vocab]; positions default to 0..T-1."""

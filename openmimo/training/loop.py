@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,7 +21,7 @@ from openmimo.progress import Progress
 from openmimo.runs import Run, Stage
 from openmimo.training.batch import Batch
 from openmimo.training.checkpoint import load_checkpoint, save_checkpoint
-from openmimo.training.loss import backward_step
+from openmimo.training.loss import Objective, backward_step
 from openmimo.training.optim import build_optimizer, update
 
 
@@ -54,15 +53,6 @@ class Source(Protocol):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue after that state."""
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What is optimised: the main loss or not, which MTP layers, from which one on detached."""
-
-    mtp_layers: Sequence[int]
-    main: bool = True
-    detach_after: int = 1
 
 
 def train(

@@ -22,7 +22,8 @@ from openmimo.runs import Run
 from openmimo.tokenizer import Tokenizer
 from openmimo.training.answers import Answers
 from openmimo.training.batch import batch_rows
-from openmimo.training.loop import Objective, Source, Step, constant_with_warmup, train
+from openmimo.training.loop import Source, Step, constant_with_warmup, train
+from openmimo.training.loss import Objective
 from openmimo.training.packed_samples import PackedSamples, SampleSource
 from openmimo.training.pretrain import open_corpus
 from openmimo.training.stream import PackedStream

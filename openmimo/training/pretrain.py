@@ -20,7 +20,8 @@ from openmimo.model.mimo import MiMo
 from openmimo.runs import Run, atomic_write
 from openmimo.tokenizer import Tokenizer
 from openmimo.training.batch import batch_rows
-from openmimo.training.loop import Objective, Step, train
+from openmimo.training.loop import Step, train
+from openmimo.training.loss import Objective
 from openmimo.training.schedule import Point, Schedule
 from openmimo.training.start import start_digest, start_model
 from openmimo.training.stream import PackedStream

@@ -16,7 +16,8 @@ from openmimo.model.checkpoint import load_model
 from openmimo.runs import Run
 from openmimo.tokenizer import Tokenizer
 from openmimo.training.batch import Segment
-from openmimo.training.loop import Objective, train
+from openmimo.training.loop import train
+from openmimo.training.loss import Objective
 from openmimo.training.packed_samples import PackedSamples, SampleSource
 
 
