@@ -13,8 +13,8 @@ from openmimo.config.schema import OptimizerConfig
 from openmimo.errors import UserError
 from openmimo.model.mimo import MiMo
 from openmimo.training.checkpoint import Checkpoints
-from openmimo.world import World
 from openmimo.training.optim import build_optimizer, update
+from openmimo.world import World
 
 MakeModel = Callable[..., MiMo]
 SHARDS = "__0_0.distcp"
