@@ -123,6 +123,12 @@ class TrainingLoss(nn.Module):
             total = total + share * loss / counts[1 + index].clamp(min=1)
         return LossParts(total, sums, agree)
 
+    @torch.no_grad()
+    def hidden(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """The trunk's output for rows int64 [B, T] on any device; [B, T, D] on the model's."""
+        device = self.model.lm_head.weight.device
+        return self.model.hidden(ids.to(device), positions.to(device))
+
     def _head(self, head_input: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Summed cross entropy at the positions with a label, and the top tokens there."""
         valid = labels != IGNORE
