@@ -175,7 +175,9 @@ class Checkpoints:
 
         def write() -> dict[str, str]:
             _save(copies, partial, self._world.size, self._group)
-            mine = [*partial.glob(f"__{self._world.rank}_*"), *partial.glob(".metadata" * main)]
+            mine = list(partial.glob(f"__{self._world.rank}_*"))
+            if main:
+                mine.append(partial / ".metadata")
             return {path.name: digest(path) for path in mine}
 
         def end() -> None:
