@@ -7,16 +7,16 @@ _TIMES = ((86_400 * 365.25, "years"), (86_400, "days"), (3_600, "hours"), (60, "
 
 
 def tokens(count: int) -> str:
-    """84B, 10.284T, 8,192: a letter where nothing is lost, else up to four digits of it."""
+    """84B, 10.284T, 8,192: five digits at most from ten thousand on."""
     for scale, letter in _SCALES:
         if count >= max(scale, 10_000):
             return f"{count / scale:.5g}{letter}"
     return f"{count:,}"
 
 
-def gigabytes(size: float) -> str:
-    """Decimal gigabytes, as data sheets count them."""
-    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e9:.3f} GB"
+def size(count: float) -> str:
+    """Bytes in decimal units, as data sheets count them."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"
 
 
 def duration(seconds: float) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from openmimo.config.schema import Recipe
 from openmimo.training.plan import Cluster, StagePlan, fewest_ranks, fits
-from openmimo.units import gigabytes, tokens
+from openmimo.units import size, tokens
 
 MOST_IDLE = 0.1
 """Share of a stage's GPU time that may be spent waiting; more is a fault."""
@@ -96,8 +96,8 @@ def _memory(recipe: Recipe, cluster: Cluster, plan: StagePlan) -> Iterator[str]:
     if plan.memory.total > cluster.memory:
         help = remedies(recipe, cluster, plan) or ["shorter rows"]
         yield (
-            f"{plan.name} does not fit: a rank needs {gigabytes(plan.memory.total)}, and "
-            f"{cluster.gpu} has {gigabytes(cluster.memory)}. What would do: {'; or '.join(help)}"
+            f"{plan.name} does not fit: a rank needs {size(plan.memory.total)}, and "
+            f"{cluster.gpu} has {size(cluster.memory)}. What would do: {'; or '.join(help)}"
         )
 
 

@@ -15,7 +15,7 @@ from openmimo.config.schema import SOURCES, Recipe
 from openmimo.training.flops import Flops, parameters
 from openmimo.training.plan import Cluster, StagePlan
 from openmimo.training.plan_checks import SourceUse
-from openmimo.units import duration, gigabytes, tokens
+from openmimo.units import duration, size, tokens
 
 
 def render(
@@ -42,13 +42,13 @@ def render(
 def _parts(
     recipe: Recipe, cluster: Cluster, plans: Sequence[StagePlan], uses: Sequence[SourceUse]
 ) -> Iterator[RenderableType]:
-    size = parameters(recipe.model)
+    count = parameters(recipe.model)
     yield Text(
-        f"{recipe.name}: {size.total:,} parameters: embedding {size.embedding:,}, layers "
-        f"{size.layers:,}, head {size.head:,}, MTP {size.mtp:,}"
+        f"{recipe.name}: {count.total:,} parameters: embedding {count.embedding:,}, layers "
+        f"{count.layers:,}, head {count.head:,}, MTP {count.mtp:,}"
     )
     yield Text(
-        f"{cluster.ranks:,} x {cluster.gpu}: {gigabytes(cluster.memory)} and "
+        f"{cluster.ranks:,} x {cluster.gpu}: {size(cluster.memory)} and "
         f"{cluster.peak / 1e12:,.4g} TFLOPS in {recipe.compute.dtype} each, of which the model "
         f"uses {cluster.mfu:.0%} (MFU)"
     )
@@ -147,12 +147,14 @@ def _flops(plans: Sequence[StagePlan]) -> Table:
 
 def _memory(plans: Sequence[StagePlan], cluster: Cluster) -> Table:
     used = [(plan, plan.workload) for plan in plans if plan.workload]
-    title = f"Memory of a rank, of {gigabytes(cluster.memory)}"
+    title = f"Memory of a rank, of {size(cluster.memory)}"
     table = _table(title, "part", *(plan.name for plan, _ in used))
     names = dict.fromkeys(name for plan, _ in used for name in plan.memory.parts)
     for name in names:
-        table.add_row(name, *(gigabytes(plan.memory.parts.get(name, 0)) for plan, _ in used))
-    table.add_row("total", *(gigabytes(plan.memory.total) for plan, _ in used))
+        needs = [plan.memory.parts.get(name, 0) for plan, _ in used]
+        if any(needs):
+            table.add_row(name, *(size(need) for need in needs))
+    table.add_row("total", *(size(plan.memory.total) for plan, _ in used))
     table.add_row("with micro-batches of", *(f"{work.tokens:,} tokens" for _, work in used))
     table.add_row("in rows of", *(f"{work.length:,} tokens" for _, work in used))
     table.add_row("longest row that fits", *(f"{plan.longest:,} tokens" for plan, _ in used))
