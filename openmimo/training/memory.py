@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from openmimo.config.schema import ComputeConfig, ModelConfig
+from openmimo.training.activations import activations
 from openmimo.training.flops import parameters
 
 CONTEXT = 700 * 10**6
@@ -112,60 +113,60 @@ class _Step:
             "CUDA": 0 if self.cpu else CONTEXT,
         }
 
+    @property
+    def head(self) -> int:
+        """Parameters of the head if it is trained."""
+        return self.config.vocab_size * self.config.hidden_size * self.work.trunk
+
     def backward_begins(self) -> dict[str, int]:
-        """All activations are there; gradients only of earlier micro-batches, and the head's."""
-        tokens = self.work.tokens
-        kept, passing = self._activations()
-        head = self.size * self.config.vocab_size * self.config.hidden_size * self.work.trunk
-        gradients = 4 * self.shard(self.trained) if self.work.micro_batches > 1 else 0
+        """All activations are there, but gradients only of the head and of earlier micro-batches.
+
+        Two things do not happen at once: the head turns its logits into gradients, or a layer goes
+        backward, is computed again before and has its gradients summed over the ranks.
+        """
+        earlier = 4 * self.shard(self.trained) if self.work.micro_batches > 1 else 0
+        kept, again = self._kept()
+        losses = self.work.mtp_layers + self.work.trunk
+        head_inputs = losses * self.size * self.config.hidden_size * self.work.tokens
+        logits = min(self.compute.head_chunk, losses * self.work.tokens) * self.config.vocab_size
+        # The scores as they are multiplied, in float32, and their gradient; the head's inputs, the
+        # same side by side and their gradient; in float32 the sum of the weights' gradient, and a
+        # chunk's part of it.
+        copies = 8 if self.size == 2 else 4
+        head = copies * logits + 3 * head_inputs + (4 + self.size * (self.size == 2)) * self.head
+        layer = again + head_inputs + self.size * self.head
+        gathered = 0
         if self.sharded:
-            # The layer at work, and the next one on its way.
-            gathered = self.size * (self.root + 2 * self.block)
-            flying = (self.size + 4) * self.block * bool(self.trained)
-        else:
-            gathered = flying = 0
+            gathered = self.size * (self.root + 2 * self.block)  # the next layer is on its way
+            layer += (self.size + 4) * self.block
         return {
-            "gradients": gradients + head,
             "gathered weights": gathered,
-            "activations": tokens * kept,
-            "logits or a layer's backward": max(self._logits(), tokens * passing + flying),
+            "gradients": earlier,
+            "activations": kept,
+            **({"head": head} if head > layer else {"a layer's backward": layer}),
         }
 
     def backward_ends(self) -> dict[str, int]:
         """All gradients are there; those of embedding and head are being summed over the ranks."""
         root = self.root * self.work.trunk
         return {
-            "gradients": 4 * self.shard(self.trained),
             "gathered weights": self.size * self.root * self.sharded,
+            "gradients": 4 * self.shard(self.trained),
             "gradients in transit": (self.size + 4) * root * self.sharded,
         }
 
-    def _logits(self) -> int:
-        """Of a chunk of the head: scores in the products' type, in float32, and their gradient."""
-        return (
-            min(self.compute.head_chunk, self.work.tokens)
-            * self.config.vocab_size
-            * (8 + self.size)
-        )
-
-    def _activations(self) -> tuple[int, int]:
-        """Bytes of a token: what all layers keep, and what passes while one goes backward."""
-        c, s = self.config, self.size
-        wide, inner = c.hidden_size, c.intermediate_size
-        query, key = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-        norm = (4 + s) * wide + 4  # its input in float32, the normed state, the factor
-        attention = s * (2 * query + 2 * key) + 4 * c.num_attention_heads
-        if self.cpu:
-            attention += s * self.work.length  # the row of the mask, in the type of the scores
-        block = 2 * (norm + s * wide) + attention + 4 * s * inner
-        mtp = block + 3 * norm + 4 * s * wide
-        passing = s * (3 * inner + 2 * wide)
-        layers = c.num_hidden_layers if self.work.trunk else 0
-        shared = 8 * c.head_dim + s * wide + norm
+    def _kept(self) -> tuple[int, int]:
+        """Activations of the micro-batch: what all layers keep, and what one needs besides."""
+        # Float32 on a GPU has no kernel that knows documents: each layer keeps its mask.
+        mask = self.work.length if self.size == 4 and not self.cpu else 0
+        a = activations(self.config, self.size, mask, compiled=self.compute.compile)
+        layers = self.config.num_hidden_layers if self.work.trunk else 0
+        kept, again = layers * a.layer + self.work.mtp_layers * a.mtp, a.passing
         if self.compute.activation_checkpointing:
-            kept = s * wide * (layers + 2 * self.work.mtp_layers)
-            return kept + shared, passing + (mtp if self.work.mtp_layers else block)
-        return layers * block + self.work.mtp_layers * mtp + shared, passing
+            inputs = layers + 2 * self.work.mtp_layers
+            kept = inputs * self.size * self.config.hidden_size
+            again += a.mtp if self.work.mtp_layers else a.layer
+        return self.work.tokens * (kept + a.shared), self.work.tokens * again
 
 
 def longest_length(
