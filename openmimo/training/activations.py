@@ -3,13 +3,16 @@
 Derived from the tensors that autograd saves in `model/mimo.py` and `training/head_loss.py`; a test
 compares them. With D hidden, F feed-forward, Q query and K key/value widths, s bytes a number:
 
-    norm          4 D + s D       its input in float32 and the normed state, before the weight
-    layer         2 norms, their outputs 2 s D, q, k, v and the attention's output s (2 Q + 2 K),
-                  the log-sum-exp of each head 4 H, gate, silu, up and their product 4 s F
-    MTP layer     3 norms more, their concatenation and the projections' output
-    compiled      a layer without what Inductor computes again: of the norms s D each, of the
-                  feed-forward 3 s F
-    checkpointed  a layer's input, s D; an MTP layer's two
+    norm      4 D + s D      its input in float32, and the normed state before the weight
+    layer     2 (norm + s D) two norms and what they give
+              s (2 Q + 2 K)  queries, keys, values and the attention's output
+              4 H            each head's log-sum-exp
+              4 s F          gate, silu, up and their product
+    MTP       a layer, 3 norms and 3 s D: the concatenation, and the gradient of the head's input
+    shared    the RoPE tables 8 d and the final norm
+
+What torch.compile has fused keeps less: a layer's norms keep 4 s D together, its feed-forward part
+3 s F.
 """
 
 from __future__ import annotations
@@ -51,12 +54,12 @@ def activations(config: ModelConfig, size: int, mask: int, *, compiled: bool) ->
     norm = 4 * config.hidden_size + wide + 4
     attention = 2 * query + 2 * key + 4 * config.num_attention_heads + size * mask
     if compiled:
-        layer = 4 * wide + attention + 3 * inner
+        layer = 4 * wide + 8 + attention + 3 * inner
     else:
         layer = 2 * (norm + wide) + attention + 4 * inner
     return Activations(
         layer=layer,
         mtp=layer + 3 * norm + 3 * wide,
         shared=8 * config.head_dim + norm,
-        passing=3 * inner + 2 * wide,
+        passing=2 * inner + 2 * wide,  # a gradient is made when what it came from is freed
     )

@@ -11,8 +11,9 @@ from openmimo.config.schema import ComputeConfig, ModelConfig
 from openmimo.training.activations import activations
 from openmimo.training.flops import parameters
 
-CONTEXT = 700 * 10**6
-"""CUDA's context, kernels, and the work spaces of cuBLAS."""
+CUDA = "CUDA"
+CUDA_BYTES = 700 * 10**6
+"""CUDA's context and kernels, which no allocator counts."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class _Step:
         return {
             "weights (float32)": 4 * self.shard(parameters(self.config).total),
             "AdamW's moments": 8 * self.shard(self.trained),
-            "CUDA": 0 if self.cpu else CONTEXT,
+            CUDA: 0 if self.cpu else CUDA_BYTES,
         }
 
     @property
@@ -134,11 +135,12 @@ class _Step:
         # chunk's part of it.
         copies = 8 if self.size == 2 else 4
         head = copies * logits + 3 * head_inputs + (4 + self.size * (self.size == 2)) * self.head
-        layer = again + head_inputs + self.size * self.head
         gathered = 0
         if self.sharded:
             gathered = self.size * (self.root + 2 * self.block)  # the next layer is on its way
-            layer += (self.size + 4) * self.block
+            # Its gradients are summed over the ranks when all else of it is gone.
+            again = self.size * self.block + max(again, 4 * self.block)
+        layer = again + head_inputs + self.size * self.head
         return {
             "gathered weights": gathered,
             "gradients": earlier,
@@ -147,12 +149,16 @@ class _Step:
         }
 
     def backward_ends(self) -> dict[str, int]:
-        """All gradients are there; those of embedding and head are being summed over the ranks."""
-        root = self.root * self.work.trunk
+        """All gradients are there; those of embedding and head are being summed over the ranks, or
+        the embedding's own, of the trunk and of an MTP layer, to one."""
+        if self.sharded:
+            transit = (self.size + 4) * self.root * self.work.trunk
+        else:
+            transit = 2 * self.size * self.head * bool(self.work.mtp_layers)
         return {
             "gathered weights": self.size * self.root * self.sharded,
             "gradients": 4 * self.shard(self.trained),
-            "gradients in transit": (self.size + 4) * root * self.sharded,
+            "gradients in transit": transit,
         }
 
     def _kept(self) -> tuple[int, int]:
