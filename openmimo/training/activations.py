@@ -12,7 +12,7 @@ compares them. With D hidden, F feed-forward, Q query and K key/value widths, s 
     shared    the RoPE tables 8 d and the final norm
 
 What torch.compile has fused keeps less: a layer's norms keep 4 s D together, its feed-forward part
-3 s F.
+3 s F, and what an MTP layer has besides 6 s D.
 """
 
 from __future__ import annotations
@@ -55,11 +55,13 @@ def activations(config: ModelConfig, size: int, mask: int, *, compiled: bool) ->
     attention = 2 * query + 2 * key + 4 * config.num_attention_heads + size * mask
     if compiled:
         layer = 4 * wide + 8 + attention + 3 * inner
+        mtp = layer + 6 * wide
     else:
         layer = 2 * (norm + wide) + attention + 4 * inner
+        mtp = layer + 3 * norm + 3 * wide
     return Activations(
         layer=layer,
-        mtp=layer + 3 * norm + 3 * wide,
+        mtp=mtp,
         shared=8 * config.head_dim + norm,
         passing=2 * inner + 2 * wide,  # a gradient is made when what it came from is freed
     )

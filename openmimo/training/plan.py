@@ -116,7 +116,9 @@ def plan_stage(recipe: Recipe, name: str, cluster: Cluster, document: float | No
         (training_memory(config, recipe.compute, work, cluster.ranks, cluster.cpu), work)
         for work in {part.workload(cluster.ranks, mtp_layers, trunk) for part in parts}
     ]
-    memory, workload = max(needs, key=lambda need: need[0].total, default=(Memory({}), None))
+    memory, workload = max(
+        needs, key=lambda need: (need[0].total, need[1].length), default=(Memory({}), None)
+    )
     longest = 0
     if workload is not None:
         longest = longest_length(

@@ -49,7 +49,7 @@ def _parts(
     )
     yield Text(
         f"{cluster.ranks:,} x {cluster.gpu}: {size(cluster.memory)} and "
-        f"{cluster.peak / 1e12:,.4g} TFLOPS in {recipe.compute.dtype} each, of which the model "
+        f"{cluster.peak / 1e12:,.3g} TFLOPS in {recipe.compute.dtype} each, of which the model "
         f"uses {cluster.mfu:.0%} (MFU)"
     )
     if recipe.pretrain.schedule and any(plan.name == "pretrain" for plan in plans):
@@ -135,7 +135,7 @@ def _amount(number: float) -> str:
 
 def _flops(plans: Sequence[StagePlan]) -> Table:
     plans = [plan for plan in plans if plan.tokens]
-    table = _table("GFLOPs a token, forward and backward", "part", *(plan.name for plan in plans))
+    table = _table("GFLOPs a token", "part", *(plan.name for plan in plans))
     for name in [field.name for field in fields(Flops)] + ["total"]:
         means = [
             sum(getattr(part.flops, name) * part.tokens for part in plan.parts) / plan.tokens
@@ -149,11 +149,12 @@ def _memory(plans: Sequence[StagePlan], cluster: Cluster) -> Table:
     used = [(plan, plan.workload) for plan in plans if plan.workload]
     title = f"Memory of a rank, of {size(cluster.memory)}"
     table = _table(title, "part", *(plan.name for plan, _ in used))
+    table.caption = "a row is trained on one GPU: there is no context parallelism"
     names = dict.fromkeys(name for plan, _ in used for name in plan.memory.parts)
     for name in names:
         needs = [plan.memory.parts.get(name, 0) for plan, _ in used]
         if any(needs):
-            table.add_row(name, *(size(need) for need in needs))
+            table.add_row(name, *(size(need) if need else "-" for need in needs))
     table.add_row("total", *(size(plan.memory.total) for plan, _ in used))
     table.add_row("with micro-batches of", *(f"{work.tokens:,} tokens" for _, work in used))
     table.add_row("in rows of", *(f"{work.length:,} tokens" for _, work in used))
