@@ -12,6 +12,7 @@ from openmimo.config.load import load_config
 from openmimo.config.schema import Recipe
 from openmimo.training.batch import Share
 from openmimo.training.flops import training_flops
+from openmimo.training.memory import Workload
 from openmimo.training.plan import STAGES, Cluster, StagePlan, fewest_ranks, fits, plan_stage
 from openmimo.training.plan_checks import SourceUse, judge, source_uses
 from openmimo.training.schedule import Schedule
@@ -83,6 +84,19 @@ def test_stages_that_freeze_the_trunk_and_stages_without_steps(mimo: Recipe) -> 
     smol = load_config(Recipe, "smol")  # hands its model on
     [nothing] = planned(smol, H100, "pretrain")
     assert (nothing.steps, nothing.flops, nothing.seconds, nothing.workload) == (0, 0, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "tokens", "micro_batches"),
+    [(1, 65_536, 64), (50, 65_536, 2), (128, 32_768, 1), (500, 32_768, 1)],
+)
+def test_what_a_rank_computes_at_a_time(
+    mimo: Recipe, ranks: int, tokens: int, micro_batches: int
+) -> None:
+    # 128 rows of 32,768 tokens over the ranks, at most two of them at a time.
+    recipe = changed(mimo, "sft.tokens_per_microbatch=70000")
+    [plan] = planned(recipe, replace(H100, ranks=ranks), "sft")
+    assert plan.workload == Workload(tokens, 32_768, 3, True, micro_batches)
 
 
 def test_longer_documents_cost_more_attention_alone(mimo: Recipe) -> None:
