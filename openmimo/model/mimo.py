@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openmimo.config.schema import ModelConfig
-from openmimo.model.masks import document_mask
+from openmimo.model.attention import attention
 from openmimo.model.rope import apply_rope, rope_tables
 
 
@@ -30,11 +30,23 @@ class RMSNorm(nn.Module):
 
 
 class Context:
-    """What every layer of one forward pass shares: RoPE tables and mask."""
+    """What every layer of one forward pass shares: RoPE tables, and which documents there are.
 
-    def __init__(self, config: ModelConfig, positions: Tensor, rope_base: float) -> None:
-        self.cos, self.sin = rope_tables(positions, config.head_dim, rope_base, config.rope_scaling)
-        self.mask = document_mask(positions)
+    Args:
+        config: of the model.
+        positions: int64 [B, T], restarting at 0 with each document.
+        rope_base: RoPE base (theta).
+        dtype: of the activations.
+    """
+
+    def __init__(
+        self, config: ModelConfig, positions: Tensor, rope_base: float, dtype: torch.dtype
+    ) -> None:
+        self.cos, self.sin = (
+            table.transpose(1, 2)  # [B, T, 1, head_dim]
+            for table in rope_tables(positions, config.head_dim, rope_base, config.rope_scaling)
+        )
+        self.attend = attention(positions, dtype)
 
 
 class Attention(nn.Module):
@@ -53,15 +65,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         batch, length, _ = x.shape
         q, k, v = (
-            proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
+            proj(x).view(batch, length, -1, self.head_dim)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q = apply_rope(q, context.cos, context.sin)
         k = apply_rope(k, context.cos, context.sin)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=context.mask, enable_gqa=self.heads != self.kv_heads
-        )
-        return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
+        return self.o_proj(context.attend(q, k, v).reshape(batch, length, -1))
 
 
 class MLP(nn.Module):
@@ -163,7 +172,8 @@ class MiMo(nn.Module):
 
     def context(self, positions: Tensor) -> Context:
         """What the trunk and the MTP layers share over `positions`, int64 [B, T]."""
-        return Context(self.config, positions, self.rope_base)
+        dtype = self.lm_head.weight.dtype
+        return Context(self.config, positions, self.rope_base, dtype)
 
     def hidden(self, ids: Tensor, positions: Tensor, context: Context | None = None) -> Tensor:
         """Trunk output before the final norm.

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openmimo.model.masks import shifted_within_document
-from openmimo.model.mimo import MiMo
+from openmimo.model.mimo import Context, MiMo
 from openmimo.training.batch import IGNORE, Batch
+from openmimo.training.head_loss import head_loss
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class LossParts(NamedTuple):
         sums: summed cross entropies in nats of the main loss and of each layer, float32 [1 + L],
             detached; 0 for a main loss that is not computed.
         agree: at how many targets each layer's most likely token is the trunk's own, int64 [L]:
-            what drafts are accepted by under greedy decoding.
+            what drafts are accepted by under greedy decoding. Without the main loss the trunk's
+            choice is unknown, and the target stands for it.
     """
 
     total: Tensor
@@ -92,36 +93,29 @@ class TrainingLoss(nn.Module):
             mtp_weight: of the mean over the MTP layers.
         """
         model, objective = self.model, self.objective
+        # Sizes must be known on the CPU: they come before the work, so that a GPU never waits.
+        labels = [batch.labels(shift).flatten() for shift in objective.shifts]
+        if not objective.main:
+            labels[0] = torch.full_like(labels[0], IGNORE)
+        places = [(label != IGNORE).nonzero()[:, 0] for label in labels]
+        sizes = [len(place) for place in places]
         context = model.context(batch.positions)
         hidden = batch.hidden
         if hidden is None:
             hidden = model.hidden(batch.ids, batch.positions, context)
-        total = hidden.new_zeros((), dtype=torch.float32)
-        sums = torch.zeros(len(counts), device=hidden.device)
-        tops = torch.zeros_like(batch.ids)
-        labels = batch.labels(1)
-        if objective.main:
-            loss, tops[labels != IGNORE] = self._head(model.model.norm(hidden), labels)
-            sums[0] = loss.detach()
-            total = total + loss / counts[0].clamp(min=1)
-        else:
-            with torch.no_grad():
-                _, tops[labels != IGNORE] = self._head(model.model.norm(hidden), labels)
-        agree = torch.zeros(len(counts) - 1, dtype=torch.int64, device=hidden.device)
-        for index, layer in enumerate(objective.mtp_layers):
-            source = hidden if layer < objective.detach_after else hidden.detach()
-            # Where there is no such token the input is token 0: its target is ignored, and
-            # nothing that has a target attends to it.
-            ids = shifted_within_document(batch.ids, batch.positions, 1 + layer, fill=0)
-            draft = model.mtp_draft(layer, source, ids, batch.positions, context)
-            labels = batch.labels(2 + layer)
-            loss, guesses = self._head(draft, labels)
-            expected = shifted_within_document(tops, batch.positions, 1 + layer, fill=0)
-            agree[index] = (guesses == expected[labels != IGNORE]).sum()
-            sums[1 + index] = loss.detach()
-            share = mtp_weight / len(objective.mtp_layers)
-            total = total + share * loss / counts[1 + index].clamp(min=1)
-        return LossParts(total, sums, agree)
+        inputs = [model.model.norm(hidden) if objective.main else hidden.detach()]
+        inputs += [self._draft(layer, hidden, batch, context) for layer in objective.mtp_layers]
+        scale = 1 / counts.clamp(min=1)
+        scale[1:] *= mtp_weight / max(len(objective.mtp_layers), 1)
+        found = head_loss(
+            torch.cat([x.flatten(0, 1)[at] for x, at in zip(inputs, places, strict=True)]),
+            model.lm_head.weight,
+            torch.cat([label[at] for label, at in zip(labels, places, strict=True)]),
+            torch.cat([share.expand(n) for share, n in zip(scale, sizes, strict=True)]),
+            self.head_chunk,
+        )
+        sums = torch.stack([losses.sum() for losses in found.losses.split(sizes)])
+        return LossParts(found.total, sums.float(), self._agree(found.top, places, labels))
 
     @torch.no_grad()
     def hidden(self, ids: Tensor, positions: Tensor) -> Tensor:
@@ -129,12 +123,24 @@ class TrainingLoss(nn.Module):
         device = self.model.lm_head.weight.device
         return self.model.hidden(ids.to(device), positions.to(device))
 
-    def _head(self, head_input: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Summed cross entropy at the positions with a label, and the top tokens there."""
-        valid = labels != IGNORE
-        logits = self.model.lm_head(head_input[valid]).float()
-        loss = F.cross_entropy(logits, labels[valid], reduction="sum")
-        return loss, logits.detach().argmax(dim=-1)
+    def _draft(self, layer: int, hidden: Tensor, batch: Batch, context: Context) -> Tensor:
+        """Head input of MTP layer `layer`, [B, T, D]."""
+        source = hidden if layer < self.objective.detach_after else hidden.detach()
+        # Where there is no such token the input is token 0: its target is ignored, and nothing
+        # that has a target attends to it.
+        ids = shifted_within_document(batch.ids, batch.positions, 1 + layer, fill=0)
+        return self.model.mtp_draft(layer, source, ids, batch.positions, context)
+
+    def _agree(self, top: Tensor, places: list[Tensor], labels: list[Tensor]) -> Tensor:
+        """`LossParts.agree` from the top tokens at `places`, flat indices of each target."""
+        main, *drafts = top.split([len(at) for at in places])
+        trunk = labels[0].index_copy(0, places[0], main)
+        layers = self.objective.mtp_layers
+        found = [
+            (draft == (trunk[at + 1 + layer] if self.objective.main else label[at])).sum()
+            for layer, draft, at, label in zip(layers, drafts, places[1:], labels[1:], strict=True)
+        ]
+        return torch.stack(found) if found else top.new_zeros(0)
 
 
 def backward_step(
