@@ -70,12 +70,12 @@ def train(
                 log.clock,
             )
             last = index + 1 == source.total_steps
-            stop, failed = world.any(run.interrupt.requested, checkpoints.failed)
-            due = last or stop or (index + 1) % checkpoint_every == 0
+            due = last or (index + 1) % checkpoint_every == 0
             log.step(index + 1, step, result, checkpoint=due)
+            stop, failed = world.any(run.interrupt.requested, checkpoints.failed)
             if failed:
                 checkpoints.wait()  # raises why
-            if due:
+            if due or stop:
                 record = {
                     **log.state(),
                     "rope_base": model.rope_base,

@@ -66,7 +66,7 @@ class StepLog:
         self.clock = StepClock(run.world.device)
 
     def step(self, number: int, step: Step, result: StepResult, checkpoint: bool) -> None:
-        """Step `number`, the first one is 1, has ended; a checkpoint of it follows or not.
+        """Step `number`, the first one is 1, has ended; a regular checkpoint follows or not.
 
         Raises:
             UserError: no gradient has been finite for many steps.
