@@ -88,8 +88,12 @@ def test_a_model_that_has_diverged_stops_the_stage(
         model.model.layers[0].mlp.down_proj.weight.fill_(1e38)  # finite; its products are not
     ready_for_sft(run, model)
     long = recipe.sft.model_copy(update={"steps": 2 * MOST_SKIPPED})
+    long_recipe = recipe.model_copy(update={"sft": long})
+    run.interrupt.requested = True
+    sft.run(long_recipe, run)
+    run.interrupt.requested = False  # the second process goes on counting
     with pytest.raises(UserError, match=f"steps 1 to {MOST_SKIPPED} were all not finite"):
-        sft.run(recipe.model_copy(update={"sft": long}), run)
+        sft.run(long_recipe, run)
     rows = read_metrics(run.dir / "stages" / "sft" / "metrics.jsonl")
     assert [row["skipped"] for row in rows] == [*range(1, MOST_SKIPPED)]
     assert rows[-1]["loss"] is None
