@@ -21,7 +21,7 @@ from openmimo.training import mtp_heads, pretrain, sft
 
 STAGES = {"pretrain": pretrain.run, "mtp_heads": mtp_heads.run, "sft": sft.run}
 STEPS = {"pretrain": 8, "mtp_heads": 5, "sft": 5}
-CLOCKS = ("time", "tokens_per_second")
+MEASURED = ("time", "tokens_per_second", "data_wait", "memory_gb", "peak_share")
 
 
 class PowerCutError(Exception):
@@ -80,7 +80,7 @@ def result(folder: Path, stage: str) -> tuple[Any, ...]:
     files = sorted((stage_dir / "model").iterdir())
     files += stage_dir.glob("mixture.json")
     metrics = [
-        {key: value for key, value in record.items() if key not in CLOCKS}
+        {key: value for key, value in record.items() if not key.startswith(MEASURED)}
         for record in read_metrics(stage_dir / "metrics.jsonl")
     ]
     done = json.loads((stage_dir / "done.json").read_text())
