@@ -74,14 +74,14 @@ STAGES = {
     "rl-zero": StageVerb(
         "train RL-Zero from Base",
         "openmimo.rl.train",
-        ("rl",),
+        ("rl", "compute.trackers"),
         after=("difficulty",),
         arguments=(("variant", "rl_zero"),),
     ),
     "rl": StageVerb(
         "train RL from SFT",
         "openmimo.rl.train",
-        ("rl",),
+        ("rl", "compute.trackers"),
         after=("difficulty",),
         arguments=(("variant", "rl"),),
     ),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-ROLL_CALL = 10
+ROLL_CALL = 5
 """Seconds in which every process that lives answers a roll call."""
 
 
@@ -102,7 +103,9 @@ class World:
         with self.waiting():
             if self.size > 1:
                 store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
-                self._store = store
+                # After a restart torchrun's store still holds what the dead ones wrote.
+                attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+                store = self._store = dist.PrefixStore(f"openmimo/{attempt}", store)
                 # A clone, because a client serves one thread at a time.
                 arguments = (store.clone(), self.rank)  # type: ignore[attr-defined]
                 threading.Thread(target=_answer, args=arguments, daemon=True).start()
@@ -199,26 +202,22 @@ class World:
 
     def _roll_call(self) -> str:
         """Who is missing, in a sentence."""
-        import torch.distributed as dist
-
-        absent: list[int] = []
+        waiting = set(range(self.size))
+        end = time.monotonic() + ROLL_CALL
         try:
             assert self._store is not None
             self._store.set(CALL, "")
-            for rank in range(self.size):
-                seconds = ROLL_CALL if not absent else 1
-                try:
-                    self._store.wait([f"{CALL}/{rank}"], timedelta(seconds=seconds))
-                except dist.DistStoreError:
-                    absent.append(rank)
+            while waiting and time.monotonic() < end:
+                time.sleep(0.1)
+                waiting = {n for n in waiting if not self._store.check([f"{CALL}/{n}"])}
         except (RuntimeError, AssertionError):  # whoever has the store has died: torchrun or rank 0
-            absent = [0]
+            waiting = {0}
         again = "repeat the command: it goes on from the last checkpoint"
-        if absent:
-            who = f"rank {absent[0]}" if len(absent) == 1 else f"ranks {absent}"
-            return f"{who} did not answer: it has died or hangs, see what it printed last; {again}"
+        if waiting:
+            names = ", ".join(map(str, sorted(waiting)))
+            return f"no answer from rank {names}: it has died or hangs, see its last lines; {again}"
         return (
-            f"a rank was not ready within compute.collective_timeout, {self.timeout} s, although "
+            f"a rank was not ready within compute.collective_timeout = {self.timeout} s, although "
             f"all are alive: find out what is slow, or raise it; {again}"
         )
 

@@ -3,8 +3,8 @@
 Which documents there are follows from `positions` alone. `attention` works that out once for a
 forward pass; all layers call what it returns. Three back-ends give the same numbers:
 
-- SDPA, one document after the other with its causal kernel, or under a boolean mask where the
-  documents are many and short: CPU, and CUDA in float32;
+- SDPA: on a CPU one document after the other with its causal kernel (for 2048 tokens of documents
+  of 128, forward and backward: 42 ms, where a mask takes 610), elsewhere under a boolean mask;
 - `varlen_attn` (torch >= 2.10): CUDA in bfloat16 or float16;
 - FlexAttention with a block mask: CUDA where torch is older.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -38,14 +39,7 @@ def attention(positions: Tensor, dtype: torch.dtype) -> Attend:
     """
     if positions.device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         return Varlen(positions) if has_varlen() else Flex(positions)
-    starts = document_starts(positions)
-    if positions.device.type == "cpu" and int(starts.sum()) * MASK_BELOW <= positions.numel():
-        return PerDocument(starts)
-    return Masked(positions)
-
-
-MASK_BELOW = 24
-"""Mean length of a document in tokens below which a mask is faster than one call for each."""
+    return PerDocument(positions) if positions.device.type == "cpu" else Masked(positions)
 
 
 class Masked:
@@ -59,16 +53,13 @@ class Masked:
 
 
 class PerDocument:
-    """SDPA's causal kernel for each document: nothing is computed that a mask would hide.
+    """SDPA's causal kernel for each document: nothing is computed that a mask would hide."""
 
-    Args:
-        starts: bool [B, T], on the CPU.
-    """
-
-    def __init__(self, starts: Tensor) -> None:
+    def __init__(self, positions: Tensor) -> None:
+        starts = document_starts(positions)
         self._rows = bool((starts.sum(dim=1) == 1).all())  # each row is one document
         bounds = [*starts.flatten().nonzero()[:, 0].tolist(), starts.numel()]
-        self._lengths = [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+        self._lengths = [end - start for start, end in pairwise(bounds)]
 
     @torch.compiler.disable  # or it would compile again for every list of lengths
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -93,11 +84,10 @@ class Varlen:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
 
-        found: Any = varlen_attn(
-            *(x.flatten(0, 1) for x in (q, k, v)),
-            self._bounds, self._bounds, self._longest, self._longest, **_varlen_options(),
-        )  # fmt: skip
-        out: Tensor = found
+        flat = [x.flatten(0, 1) for x in (q, k, v)]
+        sizes = (self._bounds, self._bounds, self._longest, self._longest)
+        attend: Any = varlen_attn  # its options depend on torch
+        out: Tensor = attend(*flat, *sizes, **_varlen_options())
         return out.view(q.shape)
 
 
@@ -157,4 +147,5 @@ def _varlen_options() -> dict[str, Any]:
 def _flex(device: str) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention) if device == "cuda" else flex_attention
+    attend: Callable[..., Any] = flex_attention
+    return torch.compile(attend) if device == "cuda" else attend

@@ -6,7 +6,7 @@ A step: prompts from the stream -> rollout engine -> rewards -> advantages -> up
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,7 @@ from openmimo.rollout.scheduler import StepScheduler, StepSettings
 from openmimo.rollout.validity import valid_by_passrate, valid_by_reward_std
 from openmimo.runs import Run, Stage
 from openmimo.tokenizer import Tokenizer
+from openmimo.trackers import Trackers
 from openmimo.training.checkpoint import Checkpoints
 from openmimo.training.loop import constant_with_warmup
 from openmimo.training.online_mtp import OnlineMTP
@@ -55,7 +56,8 @@ def run(recipe: Recipe, run: Run, variant: Variant) -> None:
     problems = load_problems(run.dir / "stages" / "difficulty" / "problems.jsonl", recipe.rl)
     model = load_model(run.dir / "stages" / START[variant] / "model", dtype=torch.float32)
     tokenizer = Tokenizer.load(run.dir / "stages" / "data" / "tokenizer")
-    if train(run, stage, recipe.rl, recipe.seed, model, tokenizer, problems):
+    trackers = recipe.compute.trackers
+    if train(run, stage, recipe.rl, recipe.seed, model, tokenizer, problems, trackers):
         stage.finish()
 
 
@@ -79,6 +81,7 @@ def train(
     model: MiMo,
     tokenizer: Tokenizer,
     problems: list[dict[str, Any]],
+    trackers: Sequence[str] = (),
 ) -> bool:
     """Run all steps; the final model goes to `stage.dir/model`.
 
@@ -86,7 +89,8 @@ def train(
         False if it was interrupted (a checkpoint is on disk), True if it is finished.
 
     Raises:
-        UserError: `max_short_steps` steps in a row found too few valid groups.
+        UserError: `max_short_steps` steps in a row found too few valid groups, or a tracker is not
+            installed.
     """
     for layer in model.mtp_layers:
         layer.requires_grad_(False)  # the recipe freezes MTP in RL
@@ -128,6 +132,7 @@ def train(
     with (
         RewardPool(scheme=config.reward, judge=JUDGE_LIMITS) as pool,
         MetricsWriter(stage.dir / "metrics.jsonl", resume_step=first) as metrics,
+        Trackers(trackers, run.dir, stage.dir, first) as tracked,
         Progress(stage.dir.name, config.steps, start=first) as progress,
         checkpoints,
     ):
@@ -177,6 +182,7 @@ def train(
                 "time_update": time.monotonic() - rolled,
             }
             metrics.log(index + 1, **values)
+            tracked.log(index + 1, values)
             progress.step(
                 index + 1, reward=values["reward_mean"], passed=values["pass_rate"],
                 tokens=values["response_length"],

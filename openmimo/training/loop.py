@@ -7,64 +7,15 @@ runs on every rank; rank 0 alone writes metrics and reports progress.
 
 from __future__ import annotations
 
-import contextlib
-import math
-import time
-from dataclasses import dataclass
-from typing import Any, Protocol
-
 from openmimo.config.schema import ComputeConfig, OptimizerConfig
-from openmimo.metrics import MetricsWriter
-from openmimo.progress import Progress
 from openmimo.runs import Run, Stage
-from openmimo.training.batch import Batch
 from openmimo.training.checkpoint import Checkpoints
 from openmimo.training.loss import TrainingLoss
 from openmimo.training.optim import build_optimizer
-from openmimo.training.step import StepResult, train_step
+from openmimo.training.source import Source
+from openmimo.training.step import train_step
+from openmimo.training.step_log import StepLog
 from openmimo.training.weights import save_weights
-from openmimo.world import World
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step's input and settings; `rope_base` is as in the schedule.
-
-    Attributes:
-        batch: the rows of this rank.
-        rows: of the whole step, over all ranks.
-    """
-
-    stage: str
-    batch: Batch
-    rows: int
-    learning_rate: float
-    mtp_weight: float
-    rope_base: float
-
-    @property
-    def length(self) -> int:
-        return self.batch.ids.shape[1]
-
-    @property
-    def tokens(self) -> int:
-        """Of the whole step."""
-        return self.rows * self.length
-
-
-class Source(Protocol):
-    """Where a stage's steps come from. Every rank has one; they differ in the rows they read."""
-
-    total_steps: int
-
-    def step(self, index: int) -> Step:
-        """Step `index`; called in order, once each, except after `restore`."""
-
-    def state(self) -> dict[str, Any]:
-        """JSON state after the last step, the same on every rank."""
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue after that state."""
 
 
 def train(
@@ -83,7 +34,8 @@ def train(
         False if it was interrupted (a checkpoint is on disk), True if it is finished.
 
     Raises:
-        UserError: a checkpoint cannot be written or read, or another rank did not answer.
+        UserError: a checkpoint cannot be written or read, another rank did not answer, a tracker
+            is not installed, or no gradient is finite any more.
     """
     world, model = run.world, module.model
     optimizer = build_optimizer(model.named_parameters(), optimizer_config)
@@ -91,16 +43,19 @@ def train(
         stage.dir / "checkpoints", world, compute.keep_checkpoints, stage.save_clock
     )
     state = checkpoints.load(model, optimizer)
-    first, tokens, skipped = 0, 0, 0
+    first = 0
     if state is not None:
-        first, tokens, skipped = state["step"], state["tokens"], state["skipped"]
+        first = state["step"]
         model.rope_base = state["rope_base"]  # no step sets it if all are done
         source.restore(state["source"])
     model.train()
-    with checkpoints, Report(stage, source.total_steps, first, world) as report:
+    with checkpoints, StepLog(run, stage, module, compute, source.total_steps, first) as log:
+        if state is not None:
+            log.restore(state)
         for index in range(first, source.total_steps):
-            began = time.monotonic()
+            log.clock.mark("other")
             step = source.step(index)
+            log.clock.mark("data")
             model.rope_base = step.rope_base
             result = train_step(
                 module,
@@ -112,18 +67,17 @@ def train(
                 optimizer_config.clip,
                 tokens_per_microbatch,
                 world,
+                log.clock,
             )
-            skipped += not math.isfinite(result.norm)
-            tokens += step.tokens
-            report.step(index + 1, step, result, tokens, skipped, time.monotonic() - began)
             last = index + 1 == source.total_steps
+            due = last or (index + 1) % checkpoint_every == 0
+            log.step(index + 1, step, result, checkpoint=due)
             stop, failed = world.any(run.interrupt.requested, checkpoints.failed)
             if failed:
                 checkpoints.wait()  # raises why
-            if last or stop or (index + 1) % checkpoint_every == 0:
+            if due or stop:
                 record = {
-                    "tokens": tokens,
-                    "skipped": skipped,
+                    **log.state(),
                     "rope_base": model.rope_base,
                     "source": source.state(),
                 }
@@ -133,54 +87,6 @@ def train(
     model.eval()
     save_weights(model, stage.dir / "model", world)
     return True
-
-
-class Report:
-    """What rank 0 says about each step, in metrics.jsonl and on the terminal."""
-
-    def __init__(self, stage: Stage, total_steps: int, first: int, world: World) -> None:
-        self._speaks = world.main
-        self._open = contextlib.ExitStack()
-        if self._speaks:
-            metrics = MetricsWriter(stage.dir / "metrics.jsonl", resume_step=first)
-            self._metrics = self._open.enter_context(metrics)
-            self._progress = self._open.enter_context(
-                Progress(stage.dir.name, total_steps, start=first)
-            )
-
-    def __enter__(self) -> Report:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._open.close()
-
-    def step(
-        self, number: int, step: Step, result: StepResult, tokens: int, skipped: int, seconds: float
-    ) -> None:
-        """Step `number`, the first one is 1, took `seconds`."""
-        if not self._speaks:
-            return
-        speed = step.tokens / seconds
-        self._metrics.log(
-            number,
-            tokens=tokens,
-            stage=step.stage,
-            lr=step.learning_rate,
-            loss=result.loss,
-            mtp_loss=result.mtp_loss,
-            mtp_acceptance=result.mtp_acceptance,
-            grad_norm=result.norm,
-            skipped=skipped,
-            batch_tokens=step.tokens,
-            seq_len=step.length,
-            rope_base=step.rope_base,
-            mtp_weight=step.mtp_weight,
-            tokens_per_second=speed,
-        )
-        shown = result.loss
-        if shown is None:
-            shown = sum(result.mtp_loss) / len(result.mtp_loss)
-        self._progress.step(number, stage=step.stage, loss=shown, tok_s=speed)
 
 
 def constant_with_warmup(index: int, learning_rate: float, warmup_steps: int) -> float:

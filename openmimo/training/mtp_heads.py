@@ -8,6 +8,7 @@ model's own answers, which are what the drafts must match.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,13 @@ from openmimo.runs import Run
 from openmimo.tokenizer import Tokenizer
 from openmimo.training.answers import Answers
 from openmimo.training.batch import WHOLE, Share, batch_rows
-from openmimo.training.loop import Source, Step, constant_with_warmup, train
+from openmimo.training.loop import constant_with_warmup, train
 from openmimo.training.loss import Objective, TrainingLoss
 from openmimo.training.packed_samples import PackedSamples, SampleSource
 from openmimo.training.parallel import prepare
+from openmimo.training.prefetch import Prefetched
 from openmimo.training.pretrain import open_corpus
+from openmimo.training.source import Source, Step
 from openmimo.training.stream import PackedStream
 from openmimo.training.weights import Weights, empty_model, fill, stored_weights
 
@@ -155,25 +158,28 @@ def run(recipe: Recipe, run: Run) -> None:
     freeze_all_but(model, tuned)
     objective = Objective(mtp_layers=tuned, main=False)
     module = prepare(model, weights, objective, recipe.compute, run.world)
-    source: Source
+    reading: AbstractContextManager[Source]
     if answers is None:
         data = run.dir / "stages" / "data"
         stream = PackedStream(open_corpus(data, [config.mixture], recipe.seed))
         share = Share(run.world.rank, run.world.size)
         source = StreamSource(config, stream, model.rope_base, tokenizer.doc_end_id, share)
+        reading = Prefetched(source, recipe.compute.collective_timeout)
     else:
         packed = PackedSamples(answers.segments(), config.length, recipe.seed, "mtp_heads")
-        source = AnswerSource(config, packed, module, tokenizer.doc_end_id)
-    finished = train(
-        run,
-        stage,
-        module,
-        source,
-        config.optimizer,
-        recipe.compute,
-        config.tokens_per_microbatch,
-        config.checkpoint_every,
-    )
+        # Not ahead: it runs the trunk, and a module serves one thread at a time.
+        reading = nullcontext(AnswerSource(config, packed, module, tokenizer.doc_end_id))
+    with reading as steps:
+        finished = train(
+            run,
+            stage,
+            module,
+            steps,
+            config.optimizer,
+            recipe.compute,
+            config.tokens_per_microbatch,
+            config.checkpoint_every,
+        )
     if finished and answers is not None:
         answers.measure(load_model(stage.dir / "model"), "after")
     if finished:

@@ -9,7 +9,8 @@ from openmimo.config.schema import TuneConfig
 from openmimo.data.shards import epoch_order
 from openmimo.errors import UserError
 from openmimo.training.batch import WHOLE, Segment, Share, batch_rows, pack
-from openmimo.training.loop import Step, constant_with_warmup
+from openmimo.training.loop import constant_with_warmup
+from openmimo.training.source import Step
 
 
 class PackedSamples:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from openmimo.errors import UserError
-from openmimo.training.loop import Source, Step
+from openmimo.training.source import Source, Step
 
 AHEAD = 2
 """Steps made before they are asked for; the second one evens out batches that take longer."""

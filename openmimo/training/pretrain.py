@@ -17,10 +17,12 @@ from openmimo.model.folder import copy_papers
 from openmimo.runs import Run, atomic_write
 from openmimo.tokenizer import Tokenizer
 from openmimo.training.batch import WHOLE, Share, batch_rows
-from openmimo.training.loop import Step, train
+from openmimo.training.loop import train
 from openmimo.training.loss import Objective
 from openmimo.training.parallel import prepare
+from openmimo.training.prefetch import Prefetched
 from openmimo.training.schedule import Point, Schedule
+from openmimo.training.source import Step
 from openmimo.training.start import check_start, start_digest
 from openmimo.training.stream import PackedStream
 from openmimo.training.weights import Weights, empty_model, random_weights, stored_weights
@@ -57,6 +59,7 @@ class PretrainSource:
             learning_rate=point.learning_rate,
             mtp_weight=point.mtp_weight,
             rope_base=point.rope_base,
+            mixture=shares(self._read[point.stage]["read"]),
         )
 
     def _count(self, point: Point, before: Mapping[str, int]) -> None:
@@ -125,16 +128,18 @@ def run(recipe: Recipe, run: Run) -> None:
     share = Share(run.world.rank, run.world.size)
     source = PretrainSource(Schedule(recipe.pretrain.schedule), stream, tokenizer.doc_end_id, share)
     objective = Objective(mtp_layers=range(len(model.mtp_layers)))
-    finished = train(
-        run,
-        stage,
-        prepare(model, first_weights(recipe), objective, recipe.compute, run.world),
-        source,
-        recipe.pretrain.optimizer,
-        recipe.compute,
-        recipe.pretrain.tokens_per_microbatch,
-        recipe.pretrain.checkpoint_every,
-    )
+    module = prepare(model, first_weights(recipe), objective, recipe.compute, run.world)
+    with Prefetched(source, recipe.compute.collective_timeout) as ahead:
+        finished = train(
+            run,
+            stage,
+            module,
+            ahead,
+            recipe.pretrain.optimizer,
+            recipe.compute,
+            recipe.pretrain.tokens_per_microbatch,
+            recipe.pretrain.checkpoint_every,
+        )
     if finished:
         parameters = sum(p.numel() for p in model.parameters())
         start = Path(recipe.init_from).resolve().name if recipe.init_from else None

@@ -19,6 +19,7 @@ from openmimo.training.loop import train
 from openmimo.training.loss import Objective
 from openmimo.training.packed_samples import PackedSamples, SampleSource
 from openmimo.training.parallel import prepare
+from openmimo.training.prefetch import Prefetched
 from openmimo.training.weights import empty_model, stored_weights
 
 
@@ -66,15 +67,17 @@ def run(recipe: Recipe, run: Run) -> None:
         tokenizer.doc_end_id,
         Share(run.world.rank, run.world.size),
     )
-    finished = train(
-        run,
-        stage,
-        prepare(model, weights, objective, recipe.compute, run.world),
-        source,
-        config.optimizer,
-        recipe.compute,
-        config.tokens_per_microbatch,
-        config.checkpoint_every,
-    )
+    module = prepare(model, weights, objective, recipe.compute, run.world)
+    with Prefetched(source, recipe.compute.collective_timeout) as ahead:
+        finished = train(
+            run,
+            stage,
+            module,
+            ahead,
+            config.optimizer,
+            recipe.compute,
+            config.tokens_per_microbatch,
+            config.checkpoint_every,
+        )
     if finished:
         stage.finish(packing_fill=samples.fill, padding=samples.padding, too_long=samples.too_long)

@@ -13,6 +13,7 @@ import torch
 from openmimo.training.batch import Batch, rows_at_once
 from openmimo.training.loss import TrainingLoss, count_targets
 from openmimo.training.optim import update
+from openmimo.training.throughput import StepClock
 from openmimo.world import World
 
 
@@ -45,6 +46,7 @@ def train_step(
     clip: float,
     tokens_per_microbatch: int,
     world: World,
+    clock: StepClock,
 ) -> StepResult:
     """Update the weights once. A step whose gradient is not finite on any rank changes nothing.
 
@@ -57,6 +59,7 @@ def train_step(
         clip: largest norm of the gradient, taken over all shards.
         tokens_per_microbatch: in one forward and backward pass of one rank.
         world: the ranks.
+        clock: the ends of `forward_backward` and `update` are marked on it.
     """
     counts = world.sum(count_targets(batch, module.objective))
     device = world.device
@@ -71,7 +74,9 @@ def train_step(
             parts.total.backward()
             sums += parts.sums
             agree += parts.agree
+        clock.mark("forward_backward")
         norm = update(optimizer, learning_rate, clip)
+        clock.mark("update")
     losses = (world.sum(sums.cpu().double()) / counts.clamp(min=1)).tolist()
     accepted = (world.sum(agree.cpu()) / counts[1:].clamp(min=1)).tolist()
     main = losses[0] if module.objective.main else None

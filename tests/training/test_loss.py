@@ -189,9 +189,8 @@ def test_agreement_is_that_of_greedy_drafts(model: MiMo, batch: Batch, main: boo
     The head knows only few tokens, or the random layers would never agree.
     """
     with torch.no_grad():
-        model.lm_head.weight.zero_()[20:26] = torch.randn(
-            6, 16, generator=torch.Generator().manual_seed(3)
-        )
+        known = torch.randn(5, 16, generator=torch.Generator().manual_seed(2))
+        model.lm_head.weight.zero_()[[3, 7, 24, 60, 66]] = known
     expected = [0, 0, 0]
     for layer in LAYERS:
         for document in (A, B, D, D, A):

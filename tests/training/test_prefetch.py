@@ -14,10 +14,10 @@ from openmimo.data.shards import Corpus
 from openmimo.errors import UserError
 from openmimo.runs import Run
 from openmimo.training.batch import Segment, batch_rows
-from openmimo.training.loop import Step
 from openmimo.training.prefetch import AHEAD, Prefetched
 from openmimo.training.pretrain import PretrainSource
 from openmimo.training.schedule import Schedule
+from openmimo.training.source import Step
 from openmimo.training.stream import PackedStream
 
 SOON = 5.0
@@ -39,7 +39,7 @@ class Counting:
         self._state["next"][0] += 1  # in place, as a source may
         self.made.append(index)
         batch = batch_rows([[Segment(np.array([index, index]))]], 2, 0)
-        return Step("s", batch, learning_rate=0.1, mtp_weight=0.3, rope_base=1e4)
+        return Step("s", batch, rows=1, learning_rate=0.1, mtp_weight=0.3, rope_base=1e4)
 
     def state(self) -> dict[str, Any]:
         return self._state
