@@ -15,12 +15,12 @@ from turns import Prompts, parse, take_turns
 
 from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request
-from openmimo.model.checkpoint import load_model
+from openmimo.model.checkpoint import load_release
 
 
 def main() -> None:
     options = parse(__doc__.splitlines()[0])
-    model = load_model(options.folder, dtype=getattr(torch, options.dtype)).eval()
+    model = load_release(options.folder, dtype=getattr(torch, options.dtype))[0].eval()
     engines = {
         batch: Engine(model, slots=batch, max_length=options.prompt + options.tokens)
         for batch in options.batches

@@ -149,13 +149,21 @@ class ShardReader:
 
     def document(self, position: int) -> Tokens:
         """Return the document at a position that counts on over the epochs, from 0."""
+        return self.stored(self.number(position))
+
+    def length(self, number: int) -> int:
+        """Tokens of the document written as `number`; none of them is read."""
+        return int(self._offsets[number + 1]) - int(self._offsets[number])
+
+    def number(self, position: int) -> int:
+        """Which stored document is at a position, as in `document`."""
         if position < 0:
             raise IndexError(f"positions start at 0, got {position}")
         epoch, place = divmod(position, len(self))
         if epoch != self._epoch:
             self._order = epoch_order(len(self), self._seed, self.meta.source, epoch)
             self._epoch = epoch
-        return self.stored(int(self._order[place]))
+        return int(self._order[place])
 
 
 class Corpus:

@@ -29,6 +29,7 @@ class KVCache:
         device: torch.device,
     ) -> None:
         self._heads = config.num_key_value_heads
+        self.length = length
         shape = (rows, 2 * self._heads, length, config.head_dim)
         self.layers = [zeros_on_demand(shape, dtype, device) for _ in range(layers)]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from openmimo.inference.cache import KVCache
 from openmimo.inference.drafter import Drafter
+from openmimo.inference.graphs import FixedSteps
 from openmimo.inference.packed import PackedModel, Span
 from openmimo.inference.rows import Emitted, Rows
 from openmimo.inference.sampling import draw, log_probabilities, uniforms
@@ -29,6 +30,7 @@ class Decoder:
         model: with at least `drafts` MTP layers, and RoPE tables for max_length + spare positions.
         drafts: most tokens drafted in a step; 0 makes no MTP caches.
         window: most tokens that one pass over the MTP layers computes again.
+        fixed_shapes: decode in `graphs.FixedSteps`; None: on a GPU.
     """
 
     def __init__(
@@ -39,11 +41,14 @@ class Decoder:
         used_vocab: int,
         drafts: int,
         window: int,
+        fixed_shapes: bool | None = None,
     ) -> None:
         self._model, self._used_vocab = model, used_vocab
         length = max_length + spare(drafts)
         layers = model.config.num_hidden_layers
         self._cache = KVCache(model.config, layers, slots, length, model.dtype, model.device)
+        fixed = model.device.type == "cuda" if fixed_shapes is None else fixed_shapes
+        self._steps = FixedSteps(model, self._cache, slots) if fixed else None
         self.drafter: Drafter | None = None
         if drafts:
             self.drafter = Drafter(model, slots, length, used_vocab, drafts, window)
@@ -65,7 +70,16 @@ class Decoder:
         span = Span(self._model, rows, at, int(positions.max()) + 1)
         hidden = self._model.hidden(self._to_device(tokens), span, self._cache)
         if self.drafter:
-            self.drafter.remember(span, hidden)
+            self.drafter.remember(rows, at, hidden)
+        return hidden
+
+    def _step(self, tokens: NDArray[np.int64], positions: NDArray[np.int64]) -> Tensor:
+        """`prefill` of the active rows, for the next step."""
+        if self._steps is None:
+            return self.prefill(slice(0, len(tokens)), tokens, positions)
+        hidden = self._steps.hidden(tokens, positions)
+        if self.drafter:
+            self.drafter.remember(slice(0, len(tokens)), self._to_device(positions), hidden)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -86,7 +100,7 @@ class Decoder:
 
         row, positions = np.arange(rows.count)[:, None], known + ahead - 1
         fed = rows.tokens[row, positions]
-        hidden = self.prefill(slice(0, rows.count), fed, positions)
+        hidden = self._step(fed, positions)
         log_probs = log_probabilities(self.logits(hidden), settings)
         drawn, chosen = draw(log_probs, settings, chance)
         tokens = drawn.cpu().numpy()

@@ -54,9 +54,10 @@ class Drafter:
         """Memory of caches and hidden states when every row is full."""
         return self._cache.bytes + self._hidden.numel() * self._hidden.element_size()
 
-    def remember(self, span: Span, hidden: Tensor) -> None:
-        """Keep the trunk's hidden states [N, T, D] of a span."""
-        self._hidden[span.index, span.positions] = hidden
+    def remember(self, rows: slice, positions: Tensor, hidden: Tensor) -> None:
+        """Keep the trunk's hidden states [N, T, D] of rows at positions int64 [N, T]."""
+        index = torch.arange(rows.start, rows.stop, device=positions.device)[:, None]
+        self._hidden[index, positions] = hidden
 
     def hidden(self, row: int, length: int) -> Tensor:
         """A copy of the first `length` hidden states of a row, [length, D]."""

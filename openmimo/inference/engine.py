@@ -52,6 +52,8 @@ class Engine:
             prefill_tokens * max_length numbers for each query head that shares a key head.
         collect: called with what the trunk computed for each finished request.
         consume: the model is not needed any more; its weights are freed as they are copied.
+        fixed_shapes: decode in few shapes, on a GPU as CUDA graphs (`graphs.FixedSteps`); default:
+            on a GPU. Elsewhere it changes nothing but the time.
 
     Raises:
         UserError: a setting does not fit the model.
@@ -69,6 +71,7 @@ class Engine:
         prefill_tokens: int = 2048,
         collect: Collect | None = None,
         consume: bool = False,
+        fixed_shapes: bool | None = None,
     ) -> None:
         vocab, layers = model.config.vocab_size, len(model.mtp_layers)
         most = layers if drafts == "auto" else drafts
@@ -99,8 +102,9 @@ class Engine:
             )
             try:
                 self._decoder = Decoder(
-                    self._model, slots, max_length, self._used_vocab, most, prefill_tokens
-                )
+                    self._model, slots, max_length, self._used_vocab, most, prefill_tokens,
+                    fixed_shapes,
+                )  # fmt: skip
             except (MemoryError, torch.OutOfMemoryError) as error:
                 raise UserError(
                     f"there is no memory for the caches of {slots} slots of {max_length} tokens; "

@@ -190,6 +190,8 @@ class PackedModel:
         if mtp_layers and draft_vocab is not None and draft_vocab < config.vocab_size:
             self.draft_head = make.matrix(draft_vocab, config.hidden_size)
         self.norm = make.vector(config.hidden_size)
+        tables = torch.empty(2, length, config.head_dim, device=self.device)
+        self.cos, self.sin = tables  # written in place: a graph reads them where they are
         self._load(taken_from(model) if consume else model.get_parameter, model.rope_base)
 
     def _blocks(self) -> list[tuple[str, PackedBlock]]:
@@ -252,7 +254,8 @@ class PackedModel:
         cos, sin = rope_tables(positions, config.head_dim, rope_base, config.rope_scaling)
         sin = sin[0, 0]
         half = sin.shape[-1] // 2
-        self.cos, self.sin = cos[0, 0], torch.cat([-sin[:, :half], sin[:, half:]], dim=-1)
+        self.cos.copy_(cos[0, 0])
+        self.sin.copy_(torch.cat([-sin[:, :half], sin[:, half:]], dim=-1))
 
     def hidden(self, ids: Tensor, span: Span, cache: KVCache) -> Tensor:
         """Trunk output before the final norm, [N, T, D], of ids int64 [N, T]."""

@@ -155,7 +155,7 @@ class _Job:
 
             write_folder(
                 folder, self.shape, read, self.dtype, self.tokenizer, self.max_shard_bytes,
-                self.model.endings,
+                self.model.endings, before_widening=self.config,
             )  # fmt: skip
 
     def write_qwen2(self, folder: Path) -> None:

@@ -12,6 +12,7 @@ from openmimo.config.schema import ModelConfig
 from openmimo.errors import UserError
 from openmimo.json_files import read_json
 from openmimo.model.folder import (
+    BEFORE_WIDENING,
     CONFIG,
     EXTRA_WEIGHTS,
     OWN_CONFIG,
@@ -23,8 +24,9 @@ from openmimo.model.folder import (
 )
 from openmimo.model.layout import MTP, Shape, tensor_count, tensor_shapes
 from openmimo.model.mimo import MiMo
-from openmimo.model.published import from_published
+from openmimo.model.published import from_published, make_config
 from openmimo.model.tensors import TensorFiles, existing, open_weights
+from openmimo.model.widen import CHANGED, narrow, vllm_shape
 from openmimo.runs import atomic_dir
 from openmimo.tokenizer import Tokenizer
 
@@ -87,11 +89,39 @@ def load_model(
 def load_release(
     folder: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> tuple[MiMo, Tokenizer]:
-    """`load_model` and the tokenizer beside it, checked to fit each other."""
-    model = load_model(folder, device, dtype)
+    """A model to run, and the tokenizer beside it, checked to fit each other.
+
+    As `load_model`, but the zeros that `mimo export --to vllm` may have put in are left out: the
+    model computes the same, up to rounding, in less time.
+    """
+    model = without_zeros(load_model(folder, device, dtype), Path(folder))
     tokenizer = Tokenizer.load(folder)
     check_vocabulary(tokenizer, model.config, str(folder))
     return model, tokenizer
+
+
+def without_zeros(model: MiMo, folder: Path) -> MiMo:
+    """The model as it was before widening, by what its folder's openmimo.json says of its sizes.
+
+    Raises:
+        UserError: openmimo.json is damaged, or the weights are not those that were widened.
+    """
+    path = folder / OWN_CONFIG
+    sizes = read_json(path).get(BEFORE_WIDENING) if path.is_file() else None
+    if sizes is None:
+        return model
+    where = f"{path}: {BEFORE_WIDENING}"
+    if not isinstance(sizes, dict) or sizes.keys() != set(CHANGED):
+        raise UserError(f"{where} must have {', '.join(CHANGED)}")
+    config = make_config(model.config.model_dump() | sizes, model.config.rope_scaling, where)
+    if vllm_shape(config) != model.config:
+        raise UserError(f"{where} does not belong to config.json")
+    with torch.device("meta"):
+        small = MiMo(config)
+    state = model.state_dict()
+    tensors = {name: narrow(name, state.pop(name), config, model.config) for name in list(state)}
+    small.load_state_dict(tensors, assign=True)
+    return small
 
 
 def open_model(folder: Path) -> tuple[ModelConfig, TensorFiles]:
@@ -138,6 +168,7 @@ def load_config(folder: Path | str) -> ModelConfig:
 def read_own_config(folder: Path) -> dict[str, object]:
     """What openmimo.json says; empty without one."""
     own = read_json(folder / OWN_CONFIG) if os.path.lexists(folder / OWN_CONFIG) else {}
+    own.pop(BEFORE_WIDENING, None)  # no setting: `without_zeros` reads it
     if unknown := sorted(own.keys() - set(OWN_FIELDS)):
         raise UserError(f"{folder / OWN_CONFIG} has an unknown key: {unknown[0]}")
     return own

@@ -36,6 +36,7 @@ from openmimo.json_files import read_json
 from openmimo.model.layout import Shape, is_extra, tensor_shapes
 from openmimo.model.published import to_published
 from openmimo.model.tensors import INDEX, WEIGHTS
+from openmimo.model.widen import CHANGED
 from openmimo.runs import require_space
 from openmimo.tokenizer import Tokenizer
 
@@ -48,6 +49,8 @@ SHARD_BYTES = 2 * 10**9
 
 # In openmimo.json the number of MTP layers counts the extra ones, unlike the published number.
 OWN_FIELDS = ("num_nextn_predict_layers", "mtp_hidden", "mtp_mask_first")
+BEFORE_WIDENING = "before_widening"
+"""In openmimo.json of a folder with zeros for vLLM: the sizes without them (`model.widen`)."""
 
 ORIGINAL_CARD = "ORIGINAL_README.md"
 PAPERS = ("LICENSE*", "LICENCE*", "NOTICE*", ORIGINAL_CARD)
@@ -97,18 +100,20 @@ def write_folder(
     tokenizer: Tokenizer | None = None,
     max_shard_bytes: int = SHARD_BYTES,
     endings: Endings | None = None,
+    before_widening: ModelConfig | None = None,
 ) -> None:
     """Write the files of a MiMo folder into `folder`, which exists.
 
     Args:
         folder: where to.
         config: the model's shape; `rope_theta` must be the base that it was trained with last.
-        read: called once for every tensor of the layout, in the layout's order.
+        read: called once for every tensor of the layout, in the order of `write_order`.
         dtype: of the stored weights: bfloat16, float16 or float32.
         tokenizer: if given, its files and a generation_config.json are written too.
         max_shard_bytes: a larger model is split into files of at most about this size.
         endings: what the original says of its answers' ends; what it leaves out follows from the
             tokenizer.
+        before_widening: the shape without the zeros of `model.widen`; None if there are none.
 
     Raises:
         UserError: the tokenizer does not fit the model, there is no space, or `read` raises it.
@@ -124,12 +129,21 @@ def write_folder(
     endings = (endings or Endings()).completed(tokenizer)
     published = to_published(config, dtype_name(dtype), endings.bos, endings.eos)
     write_json(folder / CONFIG, published)
-    write_json(folder / OWN_CONFIG, {name: getattr(config, name) for name in OWN_FIELDS})
+    own: dict[str, Any] = {name: getattr(config, name) for name in OWN_FIELDS}
+    if before_widening is not None and before_widening != config:
+        own[BEFORE_WIDENING] = {name: getattr(before_widening, name) for name in CHANGED}
+    write_json(folder / OWN_CONFIG, own)
     write_texts(folder, tokenizer, config, endings)
     copy_mode(folder)
     for name in REMOTE_CODE:
         code = importlib.resources.files("openmimo.model.hf") / name
         (folder / name).write_text(code.read_text(encoding="utf-8"), encoding="utf-8")
+
+
+def write_order(config: ModelConfig) -> list[str]:
+    """Every tensor's name in the order in which `write_folder` reads them: extra layers last."""
+    names = [name for name, _ in tensor_shapes(config)]
+    return sorted(names, key=is_extra)
 
 
 def write_weights(

@@ -136,6 +136,18 @@ class Trunk(nn.Module):
             )
 
 
+def init_tensor(
+    name: str, tensor: Tensor, std: float, generator: torch.Generator | None = None
+) -> None:
+    """Fill a new tensor of the layout: zeros for a bias, ones for a norm, else Normal(0, std)."""
+    if name.endswith("bias"):
+        nn.init.zeros_(tensor)
+    elif "norm" in name:
+        nn.init.ones_(tensor)
+    else:
+        nn.init.normal_(tensor, std=std, generator=generator)
+
+
 class MiMo(nn.Module):
     """A MiMo model. `rope_base` starts as the config's and may be changed by the stage table."""
 
@@ -154,12 +166,7 @@ class MiMo(nn.Module):
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Normal(0, initializer_range) matrices, zero biases, unit norms."""
         for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            elif "norm" in name:
-                nn.init.ones_(parameter)
-            else:
-                nn.init.normal_(parameter, std=self.config.initializer_range, generator=generator)
+            init_tensor(name, parameter, self.config.initializer_range, generator)
 
     def context(self, positions: Tensor) -> Context:
         """What the trunk and the MTP layers share over `positions`, int64 [B, T]."""

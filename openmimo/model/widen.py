@@ -9,11 +9,13 @@ residual stream. What the zeros would change is made up for by constant factors:
                                                   and base becomes base^(new / (step * old))
     RMSNorm divides by a mean over hidden_size    weight times sqrt(old / new), eps times old / new
 
-So the logits stay the same up to rounding, and so does what the MTP layers draft.
+So the logits stay the same up to rounding, and so does what the MTP layers draft. Our own engine
+takes the zeros out again (`narrow`), as they cost it time: the folder says what the sizes were.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,10 +23,14 @@ from torch import Tensor
 
 from openmimo.config.schema import ModelConfig
 from openmimo.errors import UserError
+from openmimo.model.layout import tensor_shapes
 from openmimo.model.published import make_config
 
 HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """What vLLM 0.32 runs on a CPU (`CPUAttentionBackend.get_supported_head_sizes`)."""
+
+CHANGED = ("hidden_size", "head_dim", "rope_theta", "rms_norm_eps")
+"""The fields of a config that widening changes."""
 
 
 def vllm_shape(config: ModelConfig) -> ModelConfig:
@@ -64,33 +70,57 @@ def widen(name: str, tensor: Tensor, old: ModelConfig, new: ModelConfig) -> Tens
     """
     if old == new:
         return tensor
-    tensor = tensor.float()
+    places, sizes, factor = _layout(name, tensor.shape, old, new)
+    wide = torch.zeros(sizes)
+    wide[torch.meshgrid(*places, indexing="ij")] = tensor.float() * factor
+    return wide
+
+
+def narrow(name: str, tensor: Tensor, old: ModelConfig, new: ModelConfig) -> Tensor:
+    """The inverse of `widen`: a tensor of shape `new` without the zeros, in its own dtype.
+
+    Raises:
+        UserError: what should be zeros is something else: the weights were changed since.
+    """
+    if old == new:
+        return tensor
+    shape = dict(tensor_shapes(old))[name]
+    places, _, factor = _layout(name, shape, old, new)
+    kept = tensor[torch.meshgrid(*places, indexing="ij")]
+    if tensor.count_nonzero() != kept.count_nonzero():
+        raise UserError(
+            f"{name} has numbers where `mimo export --to vllm` wrote zeros: the model was trained "
+            "on since. Remove before_widening from its openmimo.json"
+        )
+    return (kept.float() / factor).to(tensor.dtype)
+
+
+def _layout(
+    name: str, shape: Sequence[int], old: ModelConfig, new: ModelConfig
+) -> tuple[list[Tensor], list[int], float]:
+    """Where the numbers of a tensor of `shape` go: indices and new size of each dimension, and the
+    factor that they are multiplied with."""
     part = name.split(".")[-2]
-    hidden = torch.arange(old.hidden_size)
-    if "norm" in part:
-        factor = (old.hidden_size / new.hidden_size) ** 0.5
-        return _spread(tensor * factor, [hidden], [new.hidden_size])
+    places = [torch.arange(size) for size in shape]
+    sizes, factor = list(shape), 1.0
     if part in ("q_proj", "k_proj", "v_proj"):
         count = old.num_attention_heads if part == "q_proj" else old.num_key_value_heads
-        if part == "q_proj":
-            tensor = tensor * (new.head_dim / old.head_dim) ** 0.5
-        places, sizes = (
-            [_in_heads(count, old, new), hidden],
-            [count * new.head_dim, new.hidden_size],
-        )
-        return _spread(tensor, places[: tensor.ndim], sizes[: tensor.ndim])
+        places[0], sizes[0] = _in_heads(count, old, new), count * new.head_dim
+    if part == "q_proj":
+        factor = (new.head_dim / old.head_dim) ** 0.5
+    if part in ("o_proj", "down_proj", "input_proj"):  # they write to the residual stream
+        sizes[0] = new.hidden_size
+    elif len(shape) > 1:  # the others read it
+        sizes[1] = new.hidden_size
     if part == "o_proj":
-        heads = old.num_attention_heads
-        columns = _in_heads(heads, old, new)
-        return _spread(tensor, [hidden, columns], [new.hidden_size, heads * new.head_dim])
+        count = old.num_attention_heads
+        places[1], sizes[1] = _in_heads(count, old, new), count * new.head_dim
     if part == "input_proj":
-        halves = torch.cat([hidden, new.hidden_size + hidden])
-        return _spread(tensor, [hidden, halves], [new.hidden_size, 2 * new.hidden_size])
-    if part == "down_proj":
-        inner = torch.arange(old.intermediate_size)
-        return _spread(tensor, [hidden, inner], [new.hidden_size, old.intermediate_size])
-    rows = torch.arange(len(tensor))  # gate_proj, up_proj, embed_tokens, lm_head
-    return _spread(tensor, [rows, hidden], [len(tensor), new.hidden_size])
+        hidden = torch.arange(old.hidden_size)
+        places[1], sizes[1] = torch.cat([hidden, new.hidden_size + hidden]), 2 * new.hidden_size
+    if "norm" in part:
+        sizes[0], factor = new.hidden_size, (old.hidden_size / new.hidden_size) ** 0.5
+    return places, sizes, factor
 
 
 def _in_heads(count: int, old: ModelConfig, new: ModelConfig) -> Tensor:
@@ -101,10 +131,3 @@ def _in_heads(count: int, old: ModelConfig, new: ModelConfig) -> Tensor:
     half = torch.arange(old.head_dim // 2) * (new.head_dim // old.head_dim)
     head = torch.cat([half, new.head_dim // 2 + half])
     return (torch.arange(count)[:, None] * new.head_dim + head).flatten()
-
-
-def _spread(tensor: Tensor, places: list[Tensor], sizes: list[int]) -> Tensor:
-    """Zeros of `sizes` with `tensor` at `places`, one list of indices a dimension."""
-    wide = tensor.new_zeros(sizes)
-    wide[torch.meshgrid(*places, indexing="ij")] = tensor
-    return wide

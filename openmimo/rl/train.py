@@ -33,7 +33,7 @@ from openmimo.rollout.scheduler import StepScheduler, StepSettings
 from openmimo.rollout.validity import valid_by_passrate, valid_by_reward_std
 from openmimo.runs import Run, Stage
 from openmimo.tokenizer import Tokenizer
-from openmimo.training.checkpoint import load_checkpoint, save_checkpoint
+from openmimo.training.checkpoint import Checkpoints
 from openmimo.training.loop import constant_with_warmup
 from openmimo.training.online_mtp import OnlineMTP
 from openmimo.training.optim import build_optimizer
@@ -92,8 +92,8 @@ def train(
         layer.requires_grad_(False)  # the recipe freezes MTP in RL
     optimizer = build_optimizer(model.named_parameters(), config.optimizer)
     stream = PromptStream(len(problems), seed, config.easy_share)
-    checkpoints = stage.dir / "checkpoints"
-    state = load_checkpoint(checkpoints, model, optimizer)
+    checkpoints = Checkpoints(stage.dir / "checkpoints", run.world, saved=stage.save_clock)
+    state = checkpoints.load(model, optimizer)
     if state is None:
         state = {"step": 0, "short": 0}
     rate = ValidRate(**state["rate"]) if "rate" in state else ValidRate()
@@ -103,8 +103,7 @@ def train(
 
     def checkpoint(step: int) -> None:
         record = {"stream": stream.state_dict(), "rate": asdict(rate), "short": short}
-        save_checkpoint(checkpoints, step, model, optimizer, record)
-        stage.save_clock()
+        checkpoints.save(step, model, optimizer, record)
 
     prompt_ids = [tokenizer.chat_prompt(problem["prompt"]) for problem in problems]
     longest, context = max(map(len, prompt_ids)), model.config.max_position_embeddings
@@ -130,6 +129,7 @@ def train(
         RewardPool(scheme=config.reward, judge=JUDGE_LIMITS) as pool,
         MetricsWriter(stage.dir / "metrics.jsonl", resume_step=first) as metrics,
         Progress(stage.dir.name, config.steps, start=first) as progress,
+        checkpoints,
     ):
         pool.start_judge()
         driver = RolloutDriver(

@@ -117,6 +117,12 @@ class TrainingLoss(nn.Module):
         sums = torch.stack([losses.sum() for losses in found.losses.split(sizes)])
         return LossParts(found.total, sums.float(), self._agree(found.top, places, labels))
 
+    @torch.no_grad()
+    def hidden(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """The trunk's output for rows int64 [B, T] on any device; [B, T, D] on the model's."""
+        device = self.model.lm_head.weight.device
+        return self.model.hidden(ids.to(device), positions.to(device))
+
     def _draft(self, layer: int, hidden: Tensor, batch: Batch, context: Context) -> Tensor:
         """Head input of MTP layer `layer`, [B, T, D]."""
         source = hidden if layer < self.objective.detach_after else hidden.detach()

@@ -82,6 +82,15 @@ def test_vllm_is_told_that_it_feeds_another_state(make_model: MakeModel, tmp_pat
     assert any("post_norm" in sentence for sentence in left_out)
 
 
+def test_a_release_is_run_without_the_zeros_for_vllm(release: Path, tmp_path: Path) -> None:
+    changes = send_out(release, tmp_path / "out", "vllm")
+    assert load_model(tmp_path / "out").config.head_dim > load_model(release).config.head_dim
+    run, whole = (load_release(folder)[0] for folder in (tmp_path / "out", release))
+    assert run.config.head_dim == whole.config.head_dim, changes
+    ids = torch.randint(304, (2, 40), generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(run(ids), whole(ids), rtol=0, atol=1e-4)
+
+
 def test_qwen2_in_transformers_without_remote_code(release: Path, tmp_path: Path) -> None:
     assert "3 MTP layers" in send_out(release, tmp_path / "out", "qwen2")[0]
     assert not list((tmp_path / "out").glob("*.py"))

@@ -1,7 +1,9 @@
 """Wider heads compute the same, trunk and MTP layer, in every shape that vLLM would refuse."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 from openmimo.config.schema import ModelConfig, RopeScaling
 from openmimo.errors import UserError
 from openmimo.interop.exporting import Model, export_model
-from openmimo.model.checkpoint import load_model, write_model
+from openmimo.model.checkpoint import load_model, without_zeros, write_model
 from openmimo.model.mimo import MiMo
 from openmimo.model.widen import HEAD_DIMS, vllm_shape, widen
 
@@ -53,6 +55,47 @@ def test_the_same_logits(make_model: MakeModel, tmp_path: Path, shape: str) -> N
     assert "zeros make heads" in exported.changed[0]
     for theirs, ours in zip(both_logits(wide, ids), both_logits(model, ids), strict=True):
         torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-4 * float(ours.abs().max()))
+    small = without_zeros(wide, tmp_path / "out")
+    assert small.config == model.config
+    for name, tensor in small.state_dict().items():
+        torch.testing.assert_close(tensor, model.get_parameter(name), rtol=1e-6, atol=0)
+
+
+def widened(model: MiMo, folder: Path) -> Path:
+    """`model` as `mimo export --to vllm` writes it."""
+    (folder / "in").mkdir()
+    write_model(model, folder / "in", torch.float32)
+    return export_model(Model.from_folder(folder / "in"), folder / "out", "vllm").path
+
+
+def test_zeros_that_are_none_any_more_are_refused(make_model: MakeModel, tmp_path: Path) -> None:
+    folder = widened(make_model(), tmp_path)
+    model = load_model(folder)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight += 1  # another program trained it
+    with pytest.raises(UserError, match=r"layers\.0\.mlp\.down_proj.* before_widening"):
+        without_zeros(model, folder)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (3, "must have hidden_size, head_dim"),
+        ({"head_dim": 8}, "must have hidden_size, head_dim"),
+        ({"hidden_size": 64, "head_dim": 7}, "even"),
+        ({"hidden_size": 64, "head_dim": 512}, "does not belong"),
+    ],
+)
+def test_wrong_sizes_before_widening(
+    make_model: MakeModel, tmp_path: Path, sizes: Any, message: str
+) -> None:
+    folder = widened(make_model(), tmp_path)
+    own = json.loads((folder / "openmimo.json").read_text())
+    if isinstance(sizes, dict) and len(sizes) > 1:
+        sizes = own["before_widening"] | sizes
+    (folder / "openmimo.json").write_text(json.dumps(own | {"before_widening": sizes}))
+    with pytest.raises(UserError, match=message):
+        without_zeros(load_model(folder), folder)
 
 
 def test_a_shape_that_vllm_runs_keeps_every_bit(make_model: MakeModel, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def result(folder: Path, stage: str) -> tuple[Any, ...]:
     """All that a stage leaves, but for clocks: model files, moments, metrics, facts."""
     stage_dir = folder / "stages" / stage
     last = max((stage_dir / "checkpoints").iterdir())
-    files = [*sorted((stage_dir / "model").iterdir()), last / "optimizer.safetensors"]
+    files = [*sorted((stage_dir / "model").iterdir()), last / "__0_0.distcp"]
     files += stage_dir.glob("mixture.json")
     metrics = [
         {key: value for key, value in record.items() if key not in CLOCKS}
