@@ -51,7 +51,7 @@ def source_of(token: int) -> str:
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=40))
 def test_rows_hold_the_documents_whole_and_in_order(folder: Path, lengths: list[int]) -> None:
     stream = open_stream(folder)
-    rows = [stream.row(length) for length in lengths]
+    rows = [stream.rows(1, length)[0] for length in lengths]
     assert [sum(len(s.ids) for s in row) for row in rows] == lengths
     read = [token for row in rows for segment in row for token in segment.ids.tolist()]
     corpus = Corpus(folder, list(SOURCES), seed=4)
@@ -73,7 +73,7 @@ def test_a_segment_never_joins_two_documents(folder: Path) -> None:
         source: [corpus.document(source, n).tolist() for n in range(30)] for source in SOURCES
     }
     for _ in range(20):
-        for segment in stream.row(25):
+        for segment in stream.rows(1, 25)[0]:
             ids = segment.ids.tolist()
             found = [
                 document[start : start + len(ids)] == ids
@@ -88,24 +88,24 @@ def test_a_segment_never_joins_two_documents(folder: Path) -> None:
 def test_resuming_in_mid_document_gives_the_same_rows(folder: Path, before: int, size: int) -> None:
     stream = open_stream(folder)
     for _ in range(before):
-        stream.row(size)
+        stream.plan(size)
     saved = json.dumps(stream.state())
-    expected = [plain(stream.row(size)) for _ in range(15)]
+    expected = [plain(stream.rows(1, size)[0]) for _ in range(15)]
     resumed = PackedStream(Corpus(folder, list(SOURCES), seed=4))
     resumed.restore(json.loads(saved))
     resumed.use(MIXTURE)  # as a stage does on every step
-    assert [plain(resumed.row(size)) for _ in range(15)] == expected
+    assert [plain(resumed.rows(1, size)[0]) for _ in range(15)] == expected
     assert resumed.state() == stream.state()
 
 
 def test_the_state_is_a_snapshot(folder: Path) -> None:
     stream = open_stream(folder)
-    stream.row(10)
+    stream.plan(10)
     state = stream.state()
-    expected = plain(stream.row(30))
-    stream.row(30)
+    expected = plain(stream.rows(1, 30)[0])
+    stream.plan(30)
     stream.restore(state)
-    assert plain(stream.row(30)) == expected
+    assert plain(stream.rows(1, 30)[0]) == expected
 
 
 def test_rows_do_not_depend_on_the_batch(folder: Path) -> None:
@@ -123,7 +123,7 @@ def test_realised_shares_follow_the_mixture(folder: Path) -> None:
     for mixture in (MIXTURE, {"general": 0.1, "math": 0.9}):
         stream.use(mixture)
         for _ in range(300):
-            stream.row(32)
+            stream.plan(32)
         total = sum(stream.tokens.values())
         for source, share in mixture.items():
             assert stream.tokens[source] / total == pytest.approx(share, abs=0.01)
