@@ -160,14 +160,14 @@ class RolloutDriver:
         self,
         completion: Completion,
         groups: list[Group],
-        arrived: dict[tuple[int, int], RewardResult],
+        arrived: dict[tuple[int, int], Verdict],
     ) -> tuple[int, int]:
         _, index, sample = map(int, str(completion.request_id).split("/"))
         group = groups[index]
         group.completions[sample] = completion
         if completion.finish_reason == "failed":  # no answer of the model, so not a wrong one
             why = f"the engine gave it up: {completion.error}"
-            arrived[index, sample] = RewardResult(None, Status.JUDGE_ERROR, why)
+            arrived[index, sample] = Verdict(None, Status.JUDGE_ERROR, why)
             return index, sample
         text = self._decode(completion.token_ids.tolist())
         self._pool.submit((self._round, index, sample), group.prompt.problem, text)
