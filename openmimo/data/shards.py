@@ -120,15 +120,18 @@ class ShardReader:
         self._offsets = _map(idx_path, np.dtype("<u8"), self.meta.documents + 1)
         if self._offsets[0] != 0 or self._offsets[-1] != self.meta.tokens:
             raise UserError(f"{idx_path} does not fit {bin_path}; write the shards again")
+        self._paths = bin_path, idx_path
         if verify:
-            self._verify(bin_path, idx_path)
+            self.verify()
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
 
-    def _verify(self, bin_path: Path, idx_path: Path) -> None:
+    def verify(self) -> None:
+        """Compare the fingerprint; raises UserError if the files have changed."""
         digest = sha256(self._tokens.data)
         digest.update(self._offsets.data)
         if digest.hexdigest() != self.meta.fingerprint:
+            bin_path, idx_path = self._paths
             raise UserError(
                 f"{bin_path} or {idx_path} changed since it was written (fingerprint differs); "
                 "write the shards again"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import openmimo
 from openmimo.cli import main
 from openmimo.config.base import to_toml
 from openmimo.config.schema import Recipe
@@ -18,6 +19,12 @@ from openmimo.metrics import read_metrics
 from openmimo.runs import Run
 from openmimo.training import pretrain
 
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(Path(openmimo.__file__).parents[1]),
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+}
 LIMIT = 100
 """Seconds until a test gives up on a process."""
 
@@ -61,7 +68,7 @@ def torchrun(folder: Path, *arguments: str, options: tuple[str, ...] = ()) -> su
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env=ENVIRONMENT,
     )
 
 
@@ -96,7 +103,7 @@ def test_a_kill_with_a_checkpoint_in_flight_changes_no_bit(start: Callable[[str]
     plain, folder = start("plain"), start("killed")
     assert main(["pretrain", "--out", str(plain), "pretrain.checkpoint_every=1"]) == 0
     command = [sys.executable, "-c", IN_FLIGHT, str(folder), "2"]
-    assert subprocess.run(command, timeout=LIMIT).returncode == -signal.SIGKILL
+    assert subprocess.run(command, timeout=LIMIT, env=ENVIRONMENT).returncode == -signal.SIGKILL
     assert len(steps(folder)) >= 3
     names = sorted(path.name for path in (folder / "stages/pretrain/checkpoints").iterdir())
     assert names == ["step-000000001", "step-000000002.tmp"]
@@ -168,7 +175,7 @@ def test_a_rank_that_hangs_is_named_in_time(tmp_path: Path) -> None:
     (tmp_path / "hangs.py").write_text(HANGS)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--shutdown-timeout", "1", "--nproc-per-node", "3", str(tmp_path / "hangs.py")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, env=ENVIRONMENT)
     assert "rank 0: UserError: no answer from rank 1: it has died or hangs" in done.stdout
 
 
