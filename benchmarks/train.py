@@ -13,13 +13,12 @@ machine does. `tokens_per_second` is on the clock. A peer that is not installed 
 
 - pretrain_nano_vs_hf: the nano recipe's model and most frequent batch, 4 rows of 128 tokens.
 - pretrain_nano_long_vs_hf: its stage 3, 2 rows of 512 tokens.
-- pretrain_135m_vs_hf: SmolLM2-135M's shape, one row of 2048 tokens. In these three rows hold several
-  documents, which both engines keep apart.
+- pretrain_135m_vs_hf: SmolLM2-135M's shape, one row of 2048 tokens. In these three the rows hold
+  several documents, which both engines keep apart.
 - pretrain_135m_short_vs_hf: 2 rows of 512 tokens, one document each.
 - sft_vs_trl, sft_nano_vs_trl: samples of prompt and response, packed by each engine.
-- peak_share_135m: model FLOPs of `pretrain_135m` (6 a parameter and token without the embedding, and
-  6 * layers * heads * head_dim for each pair of tokens of which one sees the other, which is
-  QK and PV, forward and twice that backward) over this machine's best matmul, measured in turns.
+- peak_share_135m: model FLOPs of `pretrain_135m`, trunk only (`openmimo/training/flops.py`), a
+  second of our CPU time, over this machine's best matmul, measured in turns with it.
 - cuda: see `peers/train_cuda.py`; null without a GPU.
 """
 
@@ -35,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
-from train_work import SHAPES, WORKS, Work, packed_rows
+from train_work import WORKS, Work, model_flops
 
 PEERS = Path(__file__).parent / "peers"
 COMPARISONS = {  # work: engines beside our trunk
@@ -133,19 +132,6 @@ def ratio(rounds: dict[str, list[Round]], ours: str, theirs: str) -> float | Non
     if ours not in rounds or theirs not in rounds:
         return None
     return cpu_seconds_a_token(rounds[theirs]) / cpu_seconds_a_token(rounds[ours])
-
-
-def model_flops(work: Work) -> int:
-    """Of one step without MTP, by the formula above."""
-    shape = SHAPES[work.shape]
-    hidden, head_dim = shape["hidden_size"], shape["head_dim"]
-    query, key = (shape[f"num_{kind}_heads"] * head_dim for kind in ("attention", "key_value"))
-    layer = 2 * hidden * (query + key) + 3 * hidden * shape["intermediate_size"]
-    parameters = shape["num_hidden_layers"] * layer + hidden * shape["vocab_size"]
-    _, positions = packed_rows(work)
-    pairs = int((positions + 1).sum())
-    attention = 12 * shape["num_hidden_layers"] * query * pairs
-    return 6 * parameters * positions.size + attention
 
 
 def peak_share(rounds: dict[str, list[Round]], work: Work) -> float:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from openmimo.cli_models import MODEL_VERBS, add_model_verbs
+from openmimo.cli_plan import add_plan_verb, plan
 from openmimo.cli_serve import add_serve_verb
 from openmimo.errors import UserError
 
@@ -113,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 130
         again = (
             "nothing was written"
-            if verb in (*MODEL_VERBS, "serve", "chat")
+            if verb in (*MODEL_VERBS, "plan", "serve", "chat")
             else "the same command goes on from here"
         )
         print(f"mimo: stopped; {again}", file=sys.stderr)
@@ -157,6 +158,8 @@ def run_verb(arguments: list[str]) -> None:
             print_settings(options, overrides)
         else:
             train(options, overrides)
+    elif options.verb == "plan":
+        plan(options, *load_recipe(options, overrides))
     elif overrides:
         if options.verb == "export" and options.target is None and overrides[0][:1] != "-":
             # argparse takes both positional arguments where it meets the first.
@@ -204,6 +207,7 @@ def make_parser() -> Parser:
             verbs.add_parser(name, help=text, description=text, epilog=OVERRIDES, add_help=False)
         )
 
+    add_plan_verb(verbs, epilog=OVERRIDES)
     add_model_verbs(verbs)
     add_serve_verb(verbs)
 

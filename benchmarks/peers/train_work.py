@@ -28,6 +28,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536,
         "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64,
     },
+    "1b": {  # TinyLlama-1.1B
+        "vocab_size": 32_000, "hidden_size": 2048, "intermediate_size": 5632,
+        "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4,
+        "head_dim": 64,
+    },
 }  # fmt: skip
 
 
@@ -57,6 +62,8 @@ WORKS = {
     "nano_long": Work("nano", 2, 512, 100, 10),  # its stage 3
     "135m": Work("135m", 1, 2048, 400, 1),
     "135m_short": Work("135m", 2, 512, 0, 1),
+    "135m_cuda": Work("135m", 16, 2048, 0, 8),
+    "1b_cuda": Work("1b", 4, 2048, 0, 8),
     "sft": Work("135m", 2, 1024, 250, 1, sft=True),
     "sft_nano": Work("nano", 4, 512, 120, 5, sft=True),
 }
@@ -108,6 +115,17 @@ def samples(work: Work) -> list[tuple[list[int], int]]:
         found.append((rng.integers(vocab, size=size).tolist(), min(prompt, size - 1)))
         tokens += size
     return found
+
+
+def model_flops(work: Work, mtp_layers: int = 0) -> float:
+    """Floating-point operations of one step, by `openmimo/training/flops.py`."""
+    from openmimo.config.schema import ModelConfig
+    from openmimo.training.flops import training_flops
+
+    _, positions = packed_rows(work)
+    config = ModelConfig(**SHAPES[work.shape], max_position_embeddings=work.length)
+    context = float(positions.mean()) + 1
+    return positions.size * training_flops(config, context, mtp_layers).total
 
 
 def fill(named_parameters: Any) -> None:

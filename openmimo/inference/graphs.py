@@ -20,6 +20,8 @@ from openmimo.inference.packed import PackedModel, Span
 
 SHORTEST = 256
 """Cache entries that even the shortest graph reads: so few cost nothing."""
+MOST = 64
+"""Shapes kept at a time, the latest used; each takes some megabytes and a moment to make."""
 
 
 class Step(NamedTuple):
@@ -56,9 +58,11 @@ class FixedSteps:
         count, width = tokens.shape
         rows = rounded(count, 1, self._slots)
         length = rounded(int(positions.max()) + 1, SHORTEST, self._cache.length)
-        step = self._steps.get((rows, width, length))
-        if step is None:
-            step = self._steps[rows, width, length] = self._make(rows, width, length)
+        shape = (rows, width, length)
+        step = self._steps.pop(shape, None) or self._make(*shape)
+        self._steps[shape] = step  # the latest used stand last
+        if len(self._steps) > MOST:
+            del self._steps[next(iter(self._steps))]
         step.tokens[:count].copy_(torch.from_numpy(tokens), non_blocking=True)
         step.positions[:count].copy_(torch.from_numpy(positions), non_blocking=True)
         step.positions[count:] = self._cache.length - 1
@@ -89,7 +93,8 @@ class FixedSteps:
             compute()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Other threads may use the GPU meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             compute()
         self._pool = graph.pool()
         return graph.replay

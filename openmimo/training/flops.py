@@ -102,16 +102,13 @@ def training_flops(
         context: keys that a query sees, see `mean_context`.
         mtp_layers: how many MTP layers are trained.
         trunk: False where trunk, embedding and head are frozen and only the MTP layers have a loss
-            (stage `mtp_heads`): the trunk has no backward pass and the head no gradient of its own;
-            the trunk's own prediction is computed too, because acceptance is measured against it.
+            (stage `mtp_heads`): the trunk has no backward pass and the head no gradient of its own.
 
     Every position is counted as having a target; SFT has fewer.
     """
     trained = FORWARD + INPUT_GRADIENT + WEIGHT_GRADIENT
     of_trunk = trained if trunk else FORWARD
-    of_heads = trained * (1 + mtp_layers)
-    if not trunk:
-        of_heads = FORWARD + (FORWARD + INPUT_GRADIENT) * mtp_layers
+    of_head = trained if trunk else FORWARD + INPUT_GRADIENT
     # Each key costs a query two products, with the key and with the value.
     scores = 2 * config.num_attention_heads * config.head_dim * context
     block = _matrices(block_shapes(config))
@@ -119,7 +116,7 @@ def training_flops(
         layers=of_trunk * config.num_hidden_layers * block,
         attention=scores * (of_trunk * config.num_hidden_layers + trained * mtp_layers),
         mtp=trained * mtp_layers * (block + _matrices(mtp_shapes(config))),
-        head=of_heads * config.vocab_size * config.hidden_size,
+        head=of_head * (int(trunk) + mtp_layers) * config.vocab_size * config.hidden_size,
     )
 
 

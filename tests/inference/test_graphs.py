@@ -43,6 +43,7 @@ def test_answers_are_the_same_in_fixed_shapes(
 ) -> None:
     """Requests come piece by piece, and prompts are read in the rows that padding touches."""
     monkeypatch.setattr(graphs, "SHORTEST", 8)  # so that several lengths occur
+    monkeypatch.setattr(graphs, "MOST", 3)  # so that shapes are given up and made again
     requests = mixed_requests(60, longest=30)
     # Prompts take several steps to read.
     engine = Engine(
