@@ -41,13 +41,13 @@ class PretrainSource:
     def __init__(
         self, schedule: Schedule, stream: PackedStream, pad_id: int, share: Share = WHOLE
     ) -> None:
-        self._walk = schedule.steps()
+        self._schedule, self._starts = schedule, schedule.starts()
         self._stream, self._pad_id, self._share = stream, pad_id, share
-        self.total_steps = len(self._walk)
+        self.total_steps = len(self._starts)
         self._read: dict[str, dict[str, dict[str, float]]] = {}
 
     def step(self, index: int) -> Step:
-        _, point = self._walk[index]
+        point = self._schedule.at(self._starts[index])
         self._stream.use(point.mixture)
         before = dict(self._stream.tokens)
         rows = self._stream.rows(point.batch, point.length, self._share)
