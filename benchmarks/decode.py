@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from figures import write
+
 PEERS = Path(__file__).parent / "peers"
 BATCHES = {"nano": [1, 32, 128], "smol": [1, 8, 32]}
 DTYPES = {"nano": "float32", "smol": "bfloat16"}
@@ -200,11 +202,8 @@ def main() -> None:
         if options.only != "engines" and options.prompts:
             seconds = figures["rounds"][f"{name} drafts"] = drafting(folder, options)
             figures["mtp" if name == "smol" else "mtp_nano"] = speedups(seconds)
-    text = json.dumps(figures, indent=2)
-    if options.json == "-":
-        print(text)
-    elif options.json:
-        Path(options.json).write_text(text + "\n")
+    if options.json:
+        write(figures, options.json)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ the first token that differs the report says how close the two candidates were.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from figures import write
 
 from openmimo.evals.exam import read_problems
 from openmimo.inference.engine import Engine
@@ -90,11 +90,7 @@ def main() -> None:
                 figures[name]["tokens"] = sum(len(done.token_ids) for done in expected)
             else:
                 figures[name][str(drafts)] = compare(model, engine, requests, expected)
-    text = json.dumps(figures, indent=2) + "\n"
-    if options.json == "-":
-        print(text, end="")
-    else:
-        Path(options.json).write_text(text)
+    write(figures, options.json)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from openmimo.model.mimo import MiMo
 from openmimo.training.answers import read_answers
 from openmimo.training.batch import IGNORE
 from openmimo.training.loop import constant_with_warmup
-from openmimo.training.loss import backward_step
+from openmimo.training.loss import Objective, TrainingLoss, backward_step
 from openmimo.training.mtp_heads import AnswerSource, freeze_all_but
 from openmimo.training.optim import build_optimizer, update
 from openmimo.training.packed_samples import PackedSamples
@@ -84,8 +84,9 @@ def main() -> None:
         PackedSamples(part, config.length, recipe.seed, "mtp_heads")
         for part in (answers[:-held], answers[-held:])
     )
-    learned = AnswerSource(config, train, model, 0)
-    unseen = AnswerSource(config, test, model, 0)
+    module = TrainingLoss(model, Objective([0], main=False), recipe.compute.head_chunk)
+    learned = AnswerSource(config, train, module, 0)
+    unseen = AnswerSource(config, test, module, 0)
     epoch = -(-len(test) // config.batch)
     results = []
     for name, changes in beginnings(model).items():

@@ -8,14 +8,13 @@ Microseconds, medians. Several equal weights take turns, so that none stays in a
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from figures import write
 from torch import Tensor
 
 from openmimo.inference.matrix import Matrix
@@ -68,11 +67,7 @@ def main() -> None:
             for rows in options.rows
         }
     figures["threads"] = torch.get_num_threads()
-    text = json.dumps(figures, indent=2) + "\n"
-    if options.json == "-":
-        print(text, end="")
-    else:
-        Path(options.json).write_text(text)
+    write(figures, options.json)
 
 
 if __name__ == "__main__":

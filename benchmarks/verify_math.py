@@ -5,14 +5,14 @@ r"""The mathematics verifier against plain Math-Verify: agreement, verdicts a se
 DIR holds math500/test.jsonl (rows with "answer"). Each reference answer is judged against itself
 and ten ways to write it, each at the end of a response with thinking and an earlier box. A false
 negative counts as ours if plain Math-Verify accepts the same response. `rejects` are references of
-other problems. Everything runs on one core: the rates hold for one worker.
+other problems. Rates are verdicts a second of CPU time of all processes together: what one core
+does, however busy the machine is.
 """
 
 import argparse
 import json
 import os
 import re
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
@@ -20,6 +20,7 @@ from unittest import mock
 from math_verify import parse, verify
 
 from openmimo.rewards import MathVerifier, Verdict, extract_answer
+from openmimo.rewards.math import quick_verdict
 
 RESPONSE = "<think>\nPerhaps \\boxed{{17}}?\n</think>\nThe answer is \\boxed{{{}}}"
 UNICODE = str.maketrans("-0123456789", "−０１２３４５６７８９")  # noqa: RUF001
@@ -81,15 +82,31 @@ def agreement(verifier: MathVerifier, golds: Sequence[str]) -> dict[str, dict[st
     return table
 
 
+def cpu_seconds() -> float:
+    """CPU time of this process and of the workers under it."""
+    parents, ticks = {}, {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        pid = int(stat.parent.name)
+        parents[pid], ticks[pid] = int(fields[1]), sum(map(int, fields[11:15]))
+    own = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in own and pid not in own}:
+        own |= more
+    return sum(ticks[pid] for pid in own) / os.sysconf("SC_CLK_TCK")
+
+
 def rate(judge: Callable[[], object], count: int) -> float:
-    """Verdicts a second."""
-    start = time.perf_counter()
+    """Verdicts a second of CPU time."""
+    start = cpu_seconds()
     judge()
-    return count / (time.perf_counter() - start)
+    return count / max(cpu_seconds() - start, 0.01)
 
 
 def rates(golds: Sequence[str]) -> dict[str, float]:
-    """Verdicts a second on the ten variants of each answer, with a fresh cache for each figure."""
+    """Verdicts a second on the variants of each answer; `fast_path_share` is a fraction of them."""
     writers = list(VARIANTS.values())
     pairs = [(RESPONSE.format(write(gold)), gold) for gold in golds for write in writers]
     few = pairs[:: len(writers) + 1]  # all variants, fewer answers: Math-Verify is slow
@@ -106,10 +123,16 @@ def rates(golds: Sequence[str]) -> dict[str, float]:
         figures["raw_mode"] = rate(lambda: judge_raw(verifier, few), len(few))
         with mock.patch("openmimo.rewards.math_verifier.quick_verdict", return_value=None):
             figures["without_fast_path"] = rate(lambda: judge_all(verifier, few), len(few))
+    answers = [(extract_answer(text) or "", gold) for text, gold in pairs]
+    decided = [pair for pair in answers if quick_verdict(pair[1], pair[0])]
+    figures["fast_path_share"] = len(decided) / len(answers)
+    figures["fast_path_alone"] = rate(
+        lambda: [quick_verdict(g, a) for a, g in decided], len(decided)
+    )
     with MathVerifier() as verifier:
         verifier.submit("x+1", "1+x").result()  # starts the worker
         figures["with_fast_path"] = rate(lambda: judge_all(verifier, pairs), len(pairs))
-        figures["cached"] = rate(lambda: judge_all(verifier, pairs), len(pairs))
+        figures["cached"] = rate(lambda: judge_all(verifier, pairs * 10), len(pairs) * 10)
     return figures
 
 
@@ -121,7 +144,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="CPU time of an answer")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, - for stdout")
     options = parser.parse_args()
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     lines = (options.data / "math500" / "test.jsonl").read_bytes().split(b"\n")
     golds = [json.loads(line)["answer"] for line in lines if line][: options.answers]
     with MathVerifier(seconds=options.seconds) as verifier:
@@ -132,7 +154,7 @@ def main() -> None:
     for name, row in figures["agreement"].items():
         print(f"{name:12} ours {row['ours']:3} raw {row['raw']:3} only raw {row['only_raw']}")
     for name, figure in figures["per_second"].items():
-        print(f"{name:24} {figure:8.0f} /s")
+        print(f"{name:24} {figure:10.2f}")
     if options.json:
         Path(options.json).write_text(json.dumps(figures) + "\n")
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from openmimo.cli_judge import add_judge_verb
 from openmimo.cli_models import MODEL_VERBS, add_model_verbs
+from openmimo.cli_plan import add_plan_verb, plan
 from openmimo.cli_serve import add_serve_verb
 from openmimo.errors import UserError
 
@@ -33,6 +34,8 @@ class StageVerb:
     after: tuple[str, ...] = ()
     """The verbs whose results it reads."""
     arguments: tuple[tuple[str, Any], ...] = ()
+    parallel: bool = False
+    """Whether several processes may do it together, under torchrun."""
 
 
 # In the order of `mimo speedrun`.
@@ -45,17 +48,23 @@ STAGES = {
     "pretrain": StageVerb(
         "pre-train Base in three stages, or take the model of init_from",
         "openmimo.training.pretrain",
-        ("init_from", "model", "pretrain"),
+        ("init_from", "model", "pretrain", "compute"),
         after=("data",),
+        parallel=True,
     ),
     "mtp-heads": StageVerb(
         "copy Base's MTP layer and tune the copies, or the layer itself",
         "openmimo.training.mtp_heads",
-        ("mtp_heads",),
+        ("mtp_heads", "compute"),
         after=("pretrain",),
+        parallel=True,
     ),
     "sft": StageVerb(
-        "fine-tune Base into SFT", "openmimo.training.sft", ("sft",), after=("mtp-heads",)
+        "fine-tune Base into SFT",
+        "openmimo.training.sft",
+        ("sft", "compute"),
+        after=("mtp-heads",),
+        parallel=True,
     ),
     "difficulty": StageVerb(
         "measure how hard each test of the RL problems is",
@@ -66,14 +75,14 @@ STAGES = {
     "rl-zero": StageVerb(
         "train RL-Zero from Base",
         "openmimo.rl.train",
-        ("rl",),
+        ("rl", "compute.trackers"),
         after=("difficulty",),
         arguments=(("variant", "rl_zero"),),
     ),
     "rl": StageVerb(
         "train RL from SFT",
         "openmimo.rl.train",
-        ("rl",),
+        ("rl", "compute.trackers"),
         after=("difficulty",),
         arguments=(("variant", "rl"),),
     ),
@@ -102,9 +111,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 141
     except KeyboardInterrupt:
         verb = next(iter(sys.argv[1:] if arguments is None else arguments), "")
+        if os.environ.get("RANK", "0") != "0":
+            return 130
         again = (
             "nothing was written"
-            if verb in (*MODEL_VERBS, "serve", "judge", "chat")
+            if verb in (*MODEL_VERBS, "plan", "serve", "judge", "chat")
             else "the same command goes on from here"
         )
         print(f"mimo: stopped; {again}", file=sys.stderr)
@@ -113,7 +124,8 @@ def main(arguments: list[str] | None = None) -> int:
         message = explain(error)
         if message is None:
             raise
-        print("mimo: error:", " ".join(message.splitlines()), file=sys.stderr)
+        where = f"rank {rank}: " if (rank := os.environ.get("RANK")) else ""
+        print(f"mimo: error: {where}{' '.join(message.splitlines())}", file=sys.stderr, flush=True)
         return 2
     return 0
 
@@ -138,6 +150,8 @@ def _at(error: OSError) -> str:
 def run_verb(arguments: list[str]) -> None:
     parser = make_parser()
     options, overrides = parser.parse_known_args(arguments)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        check_parallel(options.verb)
     if options.verb is None:
         parser.print_help()
     elif options.verb in STAGES or options.verb == "speedrun":
@@ -145,6 +159,8 @@ def run_verb(arguments: list[str]) -> None:
             print_settings(options, overrides)
         else:
             train(options, overrides)
+    elif options.verb == "plan":
+        plan(options, *load_recipe(options, overrides))
     elif overrides:
         if options.verb == "export" and options.target is None and overrides[0][:1] != "-":
             # argparse takes both positional arguments where it meets the first.
@@ -158,6 +174,16 @@ def run_verb(arguments: list[str]) -> None:
         print(f"wrote {render_report(options.run).html}")
     else:
         chat(options)
+
+
+def check_parallel(verb: str | None) -> None:
+    """Raise UserError unless several processes may do `verb` together."""
+    parallel = [name for name, stage in STAGES.items() if stage.parallel]
+    if verb not in parallel:
+        raise UserError(
+            f"mimo {verb or ''} works in one process: start it without torchrun; only "
+            f"{', '.join(parallel)} train on several"
+        )
 
 
 class Parser(argparse.ArgumentParser):
@@ -182,6 +208,7 @@ def make_parser() -> Parser:
             verbs.add_parser(name, help=text, description=text, epilog=OVERRIDES, add_help=False)
         )
 
+    add_plan_verb(verbs, epilog=OVERRIDES)
     add_model_verbs(verbs)
     add_serve_verb(verbs)
     add_judge_verb(verbs)
@@ -218,6 +245,7 @@ def train(options: argparse.Namespace, overrides: list[str]) -> None:
     """One stage, or all of them and the report."""
     from openmimo.config.base import to_toml
     from openmimo.runs import Run, atomic_write
+    from openmimo.world import World
 
     folder, recipe = load_recipe(options, overrides)
     whole = options.verb == "speedrun"
@@ -226,14 +254,18 @@ def train(options: argparse.Namespace, overrides: list[str]) -> None:
     if not folder.exists() and not whole and STAGES[options.verb].after:
         raise UserError(f"no run {folder}: begin with `mimo data` or `mimo speedrun`")
     began = time.monotonic()
-    with Run(folder) as run:
+    timeout = recipe.compute.collective_timeout
+    with World.from_environment(timeout) as world, Run(folder, world) as run:
         if not whole:
             check_stages_before(options.verb, recipe, run)
-        atomic_write(run.dir / "config.toml", to_toml(recipe))
-        if options.force:
+        world.barrier()  # all have read the settings of before
+        if world.main:
+            atomic_write(run.dir / "config.toml", to_toml(recipe))
+        if options.force and world.main:
             # Its settings are the same, so nothing else would tell later stages that they are old.
             for name in (name for name in STAGES if options.verb in (name, *stages_before(name))):
                 run.set_aside(name.replace("-", "_"), f"of --force {options.verb}")
+        world.barrier()
         for name in STAGES if whole else [options.verb]:
             run_stage(name, recipe, run)
     if whole:
@@ -316,7 +348,11 @@ def run_stage(name: str, recipe: Recipe, run: Run) -> None:
     stage, folder = STAGES[name], name.replace("-", "_")
     began, before = time.monotonic(), run.done(folder)
     importlib.import_module(stage.module).run(recipe, run, **dict(stage.arguments))
-    run.interrupt.check()
+    [stopped] = run.world.any(run.interrupt.requested)
+    if stopped:
+        raise KeyboardInterrupt
+    if not run.world.main:
+        return
     if before == run.done(folder):
         print(f"{name}: done, skipped", flush=True)
     else:

@@ -51,7 +51,8 @@ def serve(options: argparse.Namespace) -> None:
         host=options.host,
         port=options.port,
         name=options.name,
-        api_key=options.api_key or os.environ.get(KEY_VARIABLE),
+        # An empty one is refused: whoever gives it means to have a key.
+        api_key=os.environ.get(KEY_VARIABLE) if options.api_key is None else options.api_key,
         device=options.device,
         slots=options.slots,
         max_length=options.max_length,

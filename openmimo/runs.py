@@ -7,6 +7,8 @@
 
 A process may die at any instruction. What it left is either a whole file under its own name or a
 ``.tmp`` name that the next process replaces.
+
+Where several processes train together, rank 0 alone writes and decides; the others follow.
 """
 
 import contextlib
@@ -26,19 +28,28 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from openmimo.errors import UserError
+from openmimo.world import World
 
 
 class Run:
     """The folder of one run, made if it is not there.
 
     As a context manager it holds the folder's lock and turns Ctrl-C into `interrupt`.
+
+    Args:
+        folder: on a file system that all ranks see.
+        world: the ranks that work on it, each with a `Run` of its own; `stage`, `Stage.is_done` and
+            `Stage.finish` are then called on all of them.
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, world: World | None = None) -> None:
         self.dir = Path(folder)
-        self.interrupt = Interrupt()
+        self.world = world or World()
+        self.interrupt = Interrupt(speaks=self.world.main)
         self._lock_file: Any = None
         self._running: list[Stage] = []
+        if not self.world.main:
+            return
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
             names = {path.name for path in self.dir.iterdir()}
@@ -51,6 +62,12 @@ class Run:
         (self.dir / ".lock").touch()
 
     def __enter__(self) -> Self:
+        if self.world.main:
+            self._lock()
+        self.interrupt.__enter__()
+        return self
+
+    def _lock(self) -> None:
         # Not flock: a forked worker would inherit that lock and keep it after its parent's death.
         self._lock_file = (self.dir / ".lock").open("r+")
         try:
@@ -62,8 +79,6 @@ class Run:
         self._lock_file.truncate(0)
         self._lock_file.write(str(os.getpid()))
         self._lock_file.flush()
-        self.interrupt.__enter__()
-        return self
 
     def __exit__(
         self,
@@ -75,23 +90,30 @@ class Run:
         for stage in self._running:
             with contextlib.suppress(OSError):  # a full disk must not hide the first error
                 stage.save_clock()
-        self._lock_file.close()
+        if self._lock_file is not None:
+            self._lock_file.close()
 
     def stage(self, name: str, config_hash: str) -> "Stage":
         """The stage's folder, ready to run or to resume with the settings of ``config_hash``.
 
         A folder made with other settings is moved to ``<name>.old``, with a line that says so.
         """
-        stage = Stage(self.dir / "stages" / name, config_hash)
+        stage = Stage(self.dir / "stages" / name, config_hash, self.world)
+        if self.world.main:
+            self._prepare(stage)
+        self.world.barrier()
+        return stage
+
+    def _prepare(self, stage: "Stage") -> None:
         # An empty folder is what a kill left between making it and its first file.
         used = stage.dir.exists() and any(stage.dir.iterdir())
-        if used and stage.hash_on_disk() != config_hash:
-            self.set_aside(name, "its settings, or those of a stage before it, have changed")
+        if used and stage.hash_on_disk() != stage.config_hash:
+            reason = "its settings, or those of a stage before it, have changed"
+            self.set_aside(stage.dir.name, reason)
         stage.dir.mkdir(parents=True, exist_ok=True)
-        if not stage.is_done():
+        if not stage.done_on_disk():
             stage.start_clock()
             self._running.append(stage)
-        return stage
 
     def done(self, name: str) -> dict[str, Any] | None:
         """What a finished stage wrote into ``done.json``; None if it is not finished."""
@@ -123,15 +145,20 @@ class Run:
 class Stage:
     """One stage's folder, its clock, and the marker that says it is finished. From `Run.stage`."""
 
-    def __init__(self, folder: Path, config_hash: str) -> None:
+    def __init__(self, folder: Path, config_hash: str, world: World) -> None:
         self.dir = folder
         self.config_hash = config_hash
+        self._world = world
         self._seconds_before = 0.0
         self._memory_before = 0.0
         self._started = time.monotonic()
 
     def is_done(self) -> bool:
         """Whether this stage finished with the same settings, and its files are still there."""
+        return self._world.from_main(self._world.main and self.done_on_disk())
+
+    def done_on_disk(self) -> bool:
+        """`is_done` as this process sees it."""
         done = _read_json(self.dir / "done.json")
         here = all((self.dir / name).exists() for name in done.get("holds", ()))
         return here and done.get("config_hash") == self.config_hash
@@ -149,12 +176,18 @@ class Stage:
 
     def save_clock(self) -> None:
         """Keep the time and memory used so far. Call it with every checkpoint: after ``kill -9``
-        the clock then goes on from where the work goes on."""
-        atomic_write(self.dir / "state.json", _to_json(self._usage()))
+        the clock then goes on from where the work goes on. Rank 0's clock counts."""
+        if self._world.main:
+            atomic_write(self.dir / "state.json", _to_json(self._usage()))
 
     def finish(self, **info: Any) -> None:
         """Mark the stage as done. ``seconds`` add up over resumes, ``peak_memory_gb`` is the
         largest; ``info`` is kept beside them."""
+        if self._world.main:
+            self._finish(info)
+        self._world.barrier()
+
+    def _finish(self, info: dict[str, Any]) -> None:
         finished = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         holds = sorted(path.name for path in self.dir.iterdir() if path.name != "checkpoints")
         record = {**info, **self._usage(), "finished": finished, "holds": holds}
@@ -176,8 +209,9 @@ class Interrupt:
     raises `KeyboardInterrupt` where the program stands.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, speaks: bool = True) -> None:
         self.requested = False
+        self._speaks = speaks
         self._owner = 0
         self._previous: dict[int, Any] = {}
 
@@ -206,8 +240,9 @@ class Interrupt:
             raise KeyboardInterrupt
         else:
             self.requested = True
-            # Not print(): the signal may have come in the middle of one.
-            os.write(2, b"\nStopping after this step; once more stops at once.\n")
+            if self._speaks:
+                # Not print(): the signal may have come in the middle of one.
+                os.write(2, b"\nStopping after this step; once more stops at once.\n")
 
 
 def peak_memory_gb() -> float:
@@ -250,11 +285,16 @@ def atomic_dir(path: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     with _filling(temporary, path):
         yield temporary
-        _sync_inside(temporary)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-        _sync(path.parent)
+        publish(temporary, path)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a filled folder the name ``path`` once it is on disk; an existing one is replaced."""
+    _sync_inside(temporary)
+    if path.exists():
+        shutil.rmtree(path)
+    os.replace(temporary, path)
+    _sync(path.parent)
 
 
 def check_new(path: Path) -> None:

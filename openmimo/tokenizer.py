@@ -167,7 +167,8 @@ class Tokenizer:
         Never a special token's id. Other added tokens, as ``<tool_call>``, are text. A byte that a
         published vocabulary has no token for is left out; ours and Qwen2's have all.
         """
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        # The library lets other threads run only while it reads a batch.
+        return self.encode_many([text])[0]
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, on all cores."""

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -246,3 +247,19 @@ def test_transformers_reads_the_special_tokens(tokenizer: Tokenizer, reference: 
     assert reference.pad_token_id == tokenizer.doc_end_id
     assert reference.bos_token_id is None
     assert len(reference) == tokenizer.vocab_size
+
+
+def test_other_threads_run_while_a_long_text_is_read(tokenizer: Tokenizer) -> None:
+    """A server must not stand still for it."""
+    ends, turns = threading.Event(), 0
+
+    def read() -> None:
+        tokenizer.encode("12 + 30 = 42; " * 10_000)
+        ends.set()
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    while not ends.wait(0.001):
+        turns += 1
+    thread.join()
+    assert turns > 5

@@ -120,19 +120,27 @@ class ShardReader:
         self._offsets = _map(idx_path, np.dtype("<u8"), self.meta.documents + 1)
         if self._offsets[0] != 0 or self._offsets[-1] != self.meta.tokens:
             raise UserError(f"{idx_path} does not fit {bin_path}; write the shards again")
+        self._paths = bin_path, idx_path
         if verify:
-            self._verify(bin_path, idx_path)
+            self.verify()
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
 
-    def _verify(self, bin_path: Path, idx_path: Path) -> None:
+    def verify(self) -> None:
+        """Compare the fingerprint; raises UserError if the files have changed."""
         digest = sha256(self._tokens.data)
         digest.update(self._offsets.data)
         if digest.hexdigest() != self.meta.fingerprint:
+            bin_path, idx_path = self._paths
             raise UserError(
                 f"{bin_path} or {idx_path} changed since it was written (fingerprint differs); "
                 "write the shards again"
             )
+
+    @property
+    def bytes(self) -> int:
+        """Size of the tokens on disk."""
+        return self._tokens.nbytes
 
     def __len__(self) -> int:
         """Documents in one epoch."""
@@ -149,13 +157,21 @@ class ShardReader:
 
     def document(self, position: int) -> Tokens:
         """Return the document at a position that counts on over the epochs, from 0."""
+        return self.stored(self.number(position))
+
+    def length(self, number: int) -> int:
+        """Tokens of the document written as `number`; none of them is read."""
+        return int(self._offsets[number + 1]) - int(self._offsets[number])
+
+    def number(self, position: int) -> int:
+        """Which stored document is at a position, as in `document`."""
         if position < 0:
             raise IndexError(f"positions start at 0, got {position}")
         epoch, place = divmod(position, len(self))
         if epoch != self._epoch:
             self._order = epoch_order(len(self), self._seed, self.meta.source, epoch)
             self._epoch = epoch
-        return self.stored(int(self._order[place]))
+        return int(self._order[place])
 
 
 class Corpus:

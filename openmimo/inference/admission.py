@@ -43,8 +43,11 @@ class Cohort(Reading):
         self._sources = list(sources)
         self._followers = [(q, self.readers[place]) for q, place in followers]
         self._live = [r.queued for r in self.readers] + [q for q, _ in self._followers]
-        self.shared_tokens = sum(r.filled for r in self.readers)
-        self.shared_tokens += sum(len(q.prompt) - 1 for q, _ in self._followers)
+        for reader in self.readers:
+            reader.queued.cached = reader.filled
+        for q, _ in self._followers:
+            q.cached = len(q.prompt) - 1
+        self.shared_tokens = sum(q.cached for q in self._live)
 
     @property
     def live(self) -> int:
@@ -65,7 +68,7 @@ class Cohort(Reading):
     def restart(self) -> None:
         """Read from the beginning: the weights have changed."""
         for reader in self.readers:
-            reader.filled = 0
+            reader.filled = reader.queued.cached = 0
             reader.queued.prompt_scores.clear()
 
     def join(self) -> Copies:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import secrets
 import sys
+import unicodedata
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from openmimo.errors import UserError
 from openmimo.inference.engine import Engine
+from openmimo.inference.memory import check_memory, weight_bytes
+from openmimo.inference.packed import compute_dtype
 from openmimo.inference.protocol import Request
+from openmimo.inference.thinking import without_thinking
 from openmimo.inference.threads import use_fastest_threads
-from openmimo.model.checkpoint import load_release
+from openmimo.model.checkpoint import load_release, open_model
 from openmimo.model.mimo import MiMo
 from openmimo.tokenizer import StreamDecoder, Tokenizer
 
@@ -64,7 +71,7 @@ class Conversation:
         """Pieces of the answer to `text`, as they are generated.
 
         Text and answer join the conversation when the answer ends, or is left early by closing
-        the iterator.
+        the iterator; what the model thought does not (`inference/thinking.py`).
 
         Raises:
             UserError: the conversation has become longer than the model's context.
@@ -75,7 +82,7 @@ class Conversation:
         if room < 1:
             raise UserError(
                 f"the conversation has {len(prompt)} tokens, more than the model's context of "
-                f"{self._context}; start anew with /reset"
+                f"{self._context}; say less, or start anew with /reset"
             )
         request = replace(
             self._template,
@@ -91,7 +98,8 @@ class Conversation:
                 said += piece
                 yield piece
         finally:
-            self._messages += [asked, {"role": "assistant", "content": said}]
+            answer = {"role": "assistant", "content": without_thinking(said)}
+            self._messages += [asked, answer]
 
     def _stream(self, request: Request) -> Generator[str]:
         engine = self._engine
@@ -135,11 +143,16 @@ def chat(
         seed: for the same answers to the same messages; None takes a random one.
 
     Raises:
-        UserError: no such model, impossible settings, or (outside a terminal) a conversation
-            longer than the model's context.
+        UserError: no such model, impossible settings, closed streams, or (outside a terminal) a
+            conversation longer than the model's context.
     """
+    _prepare_streams()
     seed = secrets.randbits(63) if seed is None else seed
     template = Request("chat", [0], max_tokens, temperature, top_p, seed)
+    config, files = open_model(Path(model_dir))
+    cpu = torch.device("cpu")
+    needed = weight_bytes(config, compute_dtype(files.dtype, cpu), 0)
+    check_memory(needed, cpu, f"the weights of {model_dir}", "close other programs")
     model, tokenizer = load_release(model_dir)
     use_fastest_threads(model.eval())
     conversation = Conversation(model, tokenizer, template, system, speculative, consume=True)
@@ -147,6 +160,17 @@ def chat(
         _in_terminal(conversation)
     else:
         _in_pipe(conversation)
+
+
+def _prepare_streams() -> None:
+    """What cannot be decoded or printed becomes U+FFFD or a question mark, not an error."""
+    for stream, name in ((sys.stdin, "input"), (sys.stdout, "output")):
+        if stream is None:
+            raise UserError(f"standard {name} is closed: chat needs one, if only /dev/null")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _in_terminal(conversation: Conversation) -> None:
@@ -172,7 +196,7 @@ def _print_answer(conversation: Conversation, text: str) -> None:
     pieces = conversation.answer(text)
     try:
         for piece in pieces:
-            print(piece, end="", flush=True)
+            _show(piece)
     except KeyboardInterrupt:
         pieces.close()  # keeps what was said
     except UserError as error:
@@ -180,9 +204,18 @@ def _print_answer(conversation: Conversation, text: str) -> None:
     print()
 
 
+def _show(piece: str) -> None:
+    print(visible(piece) if sys.stdout.isatty() else piece, end="", flush=True)
+
+
+def visible(text: str) -> str:
+    """`text` with control characters escaped, but for newline and tab: none moves the cursor."""
+    return "".join(
+        ascii(c)[1:-1] if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text
+    )
+
+
 def _in_pipe(conversation: Conversation) -> None:
-    # Bytes that are not UTF-8 become U+FFFD instead of an error in the middle of the input.
-    sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     for line in sys.stdin:
         text = line.strip()
         if text == "/exit":
@@ -191,5 +224,5 @@ def _in_pipe(conversation: Conversation) -> None:
             conversation.reset()
         elif text:
             for piece in conversation.answer(text):
-                print(piece, end="", flush=True)
+                _show(piece)
             print(flush=True)

@@ -51,14 +51,6 @@ class Matrix:
             self._narrow = torch.empty(shape, dtype=single_rows)
         self._weight = torch.empty(0 if self._pack else shape, dtype=dtype, device=device)
 
-    @property
-    def nbytes(self) -> int:
-        """Memory, in bytes."""
-        size = self._weight.element_size()
-        size += 0 if self._transposed is None else self._transposed.element_size()
-        size += 0 if self._narrow is None else self._narrow.element_size()
-        return self.shape[0] * self.shape[1] * size
-
     def load(self, weight: Tensor) -> None:
         """Copy other values, [out, in], in the matrix's dtype and on its device."""
         if self._pack:

@@ -156,7 +156,7 @@ class PackedModel:
         model: on the device to run on.
         length: positions that RoPE tables are made for.
         mtp_layers: how many of the model's MTP layers to take.
-        dtype: of the weights, the computation and the cache; default: `compute_dtype(model)`.
+        dtype: of the weights, the computation and the cache; default: `compute_dtype`.
         draft_vocab: ids below this can be drafted; None: all.
         consume: empty each of the model's parameters as it is copied, so that at no time there are
             two copies of all weights; the model cannot be used afterwards.
@@ -173,7 +173,7 @@ class PackedModel:
     ) -> None:
         config, weight = model.config, model.lm_head.weight
         self.config, self.device = config, weight.device
-        self.dtype = dtype or compute_dtype(model)
+        self.dtype = dtype or compute_dtype(weight.dtype, weight.device)
         self.groups = config.num_attention_heads // config.num_key_value_heads
         self._length = length
         # Twice the memory of a small model is little, and its single rows are much faster.
@@ -202,15 +202,6 @@ class PackedModel:
             for kind, blocks in kinds
             for index, block in enumerate(blocks)
         ]
-
-    @property
-    def bytes(self) -> int:
-        """Memory of the weights, in bytes."""
-        blocks = [vars(block).values() for block in [*self.layers, *self.mtp_layers]]
-        parts = [part for values in blocks for part in values]
-        parts += [self.embedding, self.head, self.norm]
-        parts += [] if self.draft_head is self.head else [self.draft_head]
-        return sum(part.nbytes for part in parts if isinstance(part, Tensor | Matrix))
 
     @torch.no_grad()
     def update(self, weights: MiMo | Mapping[str, Tensor]) -> None:
@@ -314,12 +305,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
         x.copy_((wide * cos).addcmul_(swapped, sin))
 
 
-def compute_dtype(model: MiMo) -> torch.dtype:
-    """The model's own dtype, or float32 on a CPU without instructions for narrower ones."""
-    weight = model.lm_head.weight
-    if weight.device.type == "cpu" and not cpu_has_bfloat16():
+def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """That of the weights, or float32 on a CPU without instructions for narrower ones."""
+    if device.type == "cpu" and not cpu_has_bfloat16():
         return torch.float32
-    return torch.float32 if weight.dtype == torch.float16 else weight.dtype
+    return torch.float32 if stored == torch.float16 else stored
 
 
 def cpu_has_bfloat16() -> bool:

@@ -14,7 +14,7 @@ from openmimo.errors import UserError
 from openmimo.model.mimo import MiMo
 
 RequestId = int | str
-FinishReason = Literal["stop", "length", "aborted"]
+FinishReason = Literal["stop", "length", "aborted", "failed"]
 
 
 def _no_ids() -> NDArray[np.int32]:
@@ -118,9 +118,14 @@ class Completion:
 
     token_ids: int32 [n], without the prompt; includes the stop token if there is one.
     log_probs, top_ids, top_log_probs: as in `Tokens`.
-    finish_reason: "stop" (a stop token), "length" (max_new_tokens) or "aborted".
+    finish_reason: "stop" (a stop token), "length" (max_new_tokens), "aborted", or "failed": the
+        engine gave this request up and goes on with the others. What there is of a failed answer
+        is no sample of the model, so it must not be scored. The native engine fails none.
     prompt: with `score_prompt`, the prompt's tokens; nothing precedes the first one, so its
         log_probs are NaN and its top_ids -1. None if aborted before the prompt was read.
+    cached_tokens: of the prompt, taken from another request's cache instead of computed; 0 where
+        the engine does not say.
+    error: why it failed.
     """
 
     request_id: RequestId
@@ -130,6 +135,8 @@ class Completion:
     top_ids: NDArray[np.int32] = field(default_factory=_no_ids)
     top_log_probs: NDArray[np.float32] = field(default_factory=_no_log_probs)
     prompt: Tokens | None = None
+    cached_tokens: int = 0
+    error: str | None = None
 
 
 @dataclass

@@ -25,6 +25,7 @@ class QueuedRequest:
 
     top: (ids, log-probs) of the alternatives so far, in pairs of arrays [n, alternatives].
     prompt_scores: with `score_prompt`, what has been scored so far, a piece a prefill pass.
+    cached: tokens of the prompt that are not computed, but taken from another row.
     """
 
     def __init__(self, request: Request) -> None:
@@ -33,6 +34,7 @@ class QueuedRequest:
         self.key = self.prompt.tobytes()
         self.top: list[tuple[NDArray[np.int32], NDArray[np.float32]]] = []
         self.prompt_scores: list[Tokens] = []
+        self.cached = 0
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ class Rows:
             done.top_ids,
             done.top_log_probs,
             prompt_of(self.queued[row]),
+            cached_tokens=self.queued[row].cached,
         )
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:

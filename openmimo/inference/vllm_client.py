@@ -41,6 +41,10 @@ from openmimo.model.mimo import MiMo
 Result = TypeVar("Result")
 
 
+class RefusedError(UserError):
+    """vLLM does not serve one request, which ends as "failed"; the others go on."""
+
+
 @dataclass(frozen=True, eq=False)
 class Delta:
     """What a stream gives: more tokens, the reason once it ends, the prompt's scores if asked."""
@@ -57,6 +61,7 @@ class _InFlight:
         self.request = request
         self.task: concurrent.futures.Future[None] | None = None
         self.finish_reason: FinishReason | None = None
+        self.error: str | None = None
         self.started = False
         self._prompt: Tokens | None = None
         self._parts = [make_tokens([], [], request.alternatives)]
@@ -66,6 +71,9 @@ class _InFlight:
         self._parts.append(delta.tokens)
         self._prompt = delta.prompt or self._prompt
         self.finish_reason = delta.finish_reason
+
+    def fail(self, error: str) -> None:
+        self.finish_reason, self.error = "failed", error
 
     def tokens(self, start: int = 0) -> Tokens:
         self._parts = [join_tokens(self._parts)]
@@ -81,6 +89,7 @@ class _InFlight:
             tokens.top_ids,
             tokens.top_log_probs,
             self._prompt,
+            error=self.error,
         )
 
 
@@ -127,7 +136,11 @@ class VllmClient(ABC):
 
     @abstractmethod
     def _stream(self, request: Request) -> AsyncIterator[Delta]:
-        """Send a request; closing the iterator ends the request."""
+        """Send a request; closing the iterator ends the request.
+
+        Raises:
+            RefusedError: vLLM does not serve this request, though it may serve others.
+        """
 
     @abstractmethod
     async def _rpc(self, method: str, *args: str) -> None:
@@ -177,7 +190,7 @@ class VllmClient(ABC):
             flight.task = asyncio.run_coroutine_threadsafe(self._follow(flight), self._loop)
 
     def step(self) -> list[Completion]:
-        """Wait for new tokens of any request; return the requests that finished.
+        """Wait for new tokens of any request; return the requests that finished or failed.
 
         Raises:
             UserError: the engine has died, or gave no token for `timeout` seconds.
@@ -286,6 +299,10 @@ class VllmClient(ABC):
                     self._tell()
             if flight.finish_reason is None:
                 raise RuntimeError("an answer broke off")
+        except RefusedError as error:
+            with self._changed:
+                flight.fail(str(error))
+                self._tell()
         except Exception as error:
             with self._changed:
                 self._failure = self._failure or error

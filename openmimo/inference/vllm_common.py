@@ -11,7 +11,7 @@ import numpy as np
 from openmimo.errors import UserError
 from openmimo.inference.protocol import EngineStats, Request, Tokens
 
-LEAST_TEMPERATURE = 0.01
+VLLM_LEAST_TEMPERATURE = 0.01
 """vLLM silently raises any lower one but 0 to this."""
 
 Counters = dict[str, float]
@@ -56,10 +56,10 @@ def check_request(request: Request, *, max_length: int, vocab_size: int, drafts:
             f"the prompt has a token id outside 0..{vocab_size - 1}; was it made with another "
             "tokenizer?"
         )
-    if 0 < request.temperature < LEAST_TEMPERATURE:
+    if 0 < request.temperature < VLLM_LEAST_TEMPERATURE:
         refuse(
-            f"temperature is {request.temperature}; vLLM would take {LEAST_TEMPERATURE} instead: "
-            "use that, or 0"
+            f"temperature is {request.temperature}; vLLM would take {VLLM_LEAST_TEMPERATURE} "
+            "instead: use that, or 0"
         )
     if request.score_prompt and request.temperature not in (0, 1):
         refuse("vLLM scores prompts at temperature 1 alone; use temperature 1 (or 0)")

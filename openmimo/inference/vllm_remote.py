@@ -21,7 +21,7 @@ import httpx
 
 from openmimo.errors import UserError
 from openmimo.inference.protocol import FinishReason, Request
-from openmimo.inference.vllm_client import Delta, VllmClient
+from openmimo.inference.vllm_client import Delta, RefusedError, VllmClient
 from openmimo.inference.vllm_common import (
     Counters,
     make_prompt,
@@ -32,6 +32,9 @@ from openmimo.inference.vllm_common import (
 from openmimo.model.checkpoint import load_config
 
 _HOW = "docs/vllm.md says how to start the server"
+_FOR_ALL = (401, 403, 404)
+"""Any request would get these: the key is wrong, or the model is gone."""
+_ACCEPTED = "spec_decode_num_accepted_tokens_per_pos/"
 _ID = "token_id:"
 """How the server writes tokens with `return_tokens_as_token_ids`."""
 
@@ -48,7 +51,8 @@ class RemoteVllm(VllmClient):
         timeout: seconds; the longest wait for the next token, or for an answer to a call.
 
     Raises:
-        UserError: the server is out of reach or was not started as above.
+        UserError: the server is out of reach, was not started as above, or drafts more than one
+            token a step.
     """
 
     def __init__(
@@ -101,15 +105,25 @@ class RemoteVllm(VllmClient):
         stream = self._http.stream("POST", "/v1/completions", json=body)
         async with self._turns, stream as response:
             if response.status_code != httpx.codes.OK:
-                raise UserError(
-                    f"request {request.id}: {self._name} refuses it: {await _why(response)}"
-                )
+                kind = RefusedError if _is_of_one_request(response.status_code) else UserError
+                raise kind(self._refusal(request, await _why(response)))
             if request.score_prompt:
-                yield _delta(json.loads(await response.aread()), request)
+                yield self._read(await response.aread(), request)
                 return
             async for line in response.aiter_lines():
                 if line.startswith("data: ") and line != "data: [DONE]":
-                    yield _delta(json.loads(line.removeprefix("data: ")), request)
+                    yield self._read(line.removeprefix("data: "), request)
+
+    def _read(self, text: str | bytes, request: Request) -> Delta:
+        """One message; an error in the middle of a stream has its status inside."""
+        answer = json.loads(text)
+        error = answer.get("error", {})
+        if _is_of_one_request(error.get("code")):
+            raise RefusedError(self._refusal(request, error["message"]))
+        return _delta(answer, request)
+
+    def _refusal(self, request: Request, why: str) -> str:
+        return f"request {request.id}: {self._name} refuses it: {why}"
 
     async def _rpc(self, method: str, *args: str) -> None:
         await self._post("/collective_rpc", {"method": method, "args": args})
@@ -132,8 +146,14 @@ class RemoteVllm(VllmClient):
         await self._http.aclose()
 
     async def _count_drafts(self) -> int:
-        """Only a server that drafts has these counters."""
-        return int(any(name.startswith("spec_decode_") for name in await self._counters()))
+        """A server has one of these counters for each token that it drafts a step."""
+        drafts = sum(name.startswith(_ACCEPTED) for name in await self._counters())
+        if drafts > 1:
+            raise UserError(
+                f"{self._name} drafts {drafts} tokens a step with one MTP layer, which was trained "
+                f"for the first alone: start it with num_speculative_tokens 1; {_HOW}"
+            )
+        return drafts
 
     async def _check_log_probs(self) -> None:
         """One token at two temperatures: equal log-probs are those before the temperature."""
@@ -187,6 +207,11 @@ def _delta(answer: dict[str, Any], request: Request) -> Delta:
         ]
         scored = make_prompt(request.prompt_ids, given, many)
     return Delta(make_tokens(ids, values, many), reason, scored)
+
+
+def _is_of_one_request(status: object) -> bool:
+    """Whether an error says nothing about other requests."""
+    return isinstance(status, int) and 400 <= status < 500 and status not in _FOR_ALL
 
 
 def _id(text: str) -> int:

@@ -56,7 +56,8 @@ def last_input_size(config: ModelConfig, read: Read) -> float:
     by layer, in float32, and memory holds one layer.
     """
     ids = torch.randint(config.vocab_size, (1, PROBE), generator=torch.Generator().manual_seed(0))
-    context = Context(config, torch.arange(PROBE)[None], config.rope_theta)
+    positions = torch.arange(PROBE)[None]
+    context = Context(config, positions, config.rope_theta, torch.float32)
     x = read(EMBEDDING)[ids].float()
     with torch.device("meta"):
         layer = Block(config)

@@ -101,27 +101,39 @@ def load_release(
 
 
 def without_zeros(model: MiMo, folder: Path) -> MiMo:
-    """The model as it was before widening, by what its folder's openmimo.json says of its sizes.
+    """The model as it was before widening (`config_without_zeros`).
 
     Raises:
         UserError: openmimo.json is damaged, or the weights are not those that were widened.
     """
-    path = folder / OWN_CONFIG
-    sizes = read_json(path).get(BEFORE_WIDENING) if path.is_file() else None
-    if sizes is None:
+    config = config_without_zeros(model.config, folder)
+    if config == model.config:
         return model
-    where = f"{path}: {BEFORE_WIDENING}"
-    if not isinstance(sizes, dict) or sizes.keys() != set(CHANGED):
-        raise UserError(f"{where} must have {', '.join(CHANGED)}")
-    config = make_config(model.config.model_dump() | sizes, model.config.rope_scaling, where)
-    if vllm_shape(config) != model.config:
-        raise UserError(f"{where} does not belong to config.json")
     with torch.device("meta"):
         small = MiMo(config)
     state = model.state_dict()
     tensors = {name: narrow(name, state.pop(name), config, model.config) for name in list(state)}
     small.load_state_dict(tensors, assign=True)
     return small
+
+
+def config_without_zeros(config: ModelConfig, folder: Path) -> ModelConfig:
+    """The sizes before widening, by what the folder's openmimo.json says; `config` if nothing.
+
+    Raises:
+        UserError: openmimo.json is damaged.
+    """
+    path = folder / OWN_CONFIG
+    sizes = read_json(path).get(BEFORE_WIDENING) if path.is_file() else None
+    if sizes is None:
+        return config
+    where = f"{path}: {BEFORE_WIDENING}"
+    if not isinstance(sizes, dict) or sizes.keys() != set(CHANGED):
+        raise UserError(f"{where} must have {', '.join(CHANGED)}")
+    before = make_config(config.model_dump() | sizes, config.rope_scaling, where)
+    if vllm_shape(before) != config:
+        raise UserError(f"{where} does not belong to config.json")
+    return before
 
 
 def open_model(folder: Path) -> tuple[ModelConfig, TensorFiles]:

@@ -107,7 +107,7 @@ def write_folder(
     Args:
         folder: where to.
         config: the model's shape; `rope_theta` must be the base that it was trained with last.
-        read: called once for every tensor of the layout, in the layout's order.
+        read: called once for every tensor of the layout, in the order of `write_order`.
         dtype: of the stored weights: bfloat16, float16 or float32.
         tokenizer: if given, its files and a generation_config.json are written too.
         max_shard_bytes: a larger model is split into files of at most about this size.
@@ -138,6 +138,12 @@ def write_folder(
     for name in REMOTE_CODE:
         code = importlib.resources.files("openmimo.model.hf") / name
         (folder / name).write_text(code.read_text(encoding="utf-8"), encoding="utf-8")
+
+
+def write_order(config: ModelConfig) -> list[str]:
+    """Every tensor's name in the order in which `write_folder` reads them: extra layers last."""
+    names = [name for name, _ in tensor_shapes(config)]
+    return sorted(names, key=is_extra)
 
 
 def write_weights(

@@ -10,6 +10,13 @@ import torch
 from torch import Tensor
 
 
+def document_starts(positions: Tensor) -> Tensor:
+    """Where a document, or the rest of one at the beginning of a row, starts; bool [B, T]."""
+    starts = positions == 0
+    starts[:, 0] = True
+    return starts
+
+
 def document_mask(positions: Tensor) -> Tensor:
     """Causal mask that keeps packed documents apart.
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openmimo.config.schema import ModelConfig
-from openmimo.model.masks import document_mask
+from openmimo.model.attention import attention
 from openmimo.model.rope import apply_rope, rope_tables
 
 
@@ -24,17 +24,27 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + self.eps)
-        return self.weight * normed.to(x.dtype)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 class Context:
-    """What every layer of one forward pass shares: RoPE tables and mask."""
+    """What every layer of one forward pass shares: RoPE tables, and which documents there are.
 
-    def __init__(self, config: ModelConfig, positions: Tensor, rope_base: float) -> None:
-        self.cos, self.sin = rope_tables(positions, config.head_dim, rope_base, config.rope_scaling)
-        self.mask = document_mask(positions)
+    Args:
+        config: of the model.
+        positions: int64 [B, T], restarting at 0 with each document.
+        rope_base: RoPE base (theta).
+        dtype: of the activations.
+    """
+
+    def __init__(
+        self, config: ModelConfig, positions: Tensor, rope_base: float, dtype: torch.dtype
+    ) -> None:
+        self.cos, self.sin = (
+            table.transpose(1, 2)  # [B, T, 1, head_dim]
+            for table in rope_tables(positions, config.head_dim, rope_base, config.rope_scaling)
+        )
+        self.attend = attention(positions, dtype)
 
 
 class Attention(nn.Module):
@@ -53,15 +63,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         batch, length, _ = x.shape
         q, k, v = (
-            proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
+            proj(x).view(batch, length, -1, self.head_dim)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q = apply_rope(q, context.cos, context.sin)
         k = apply_rope(k, context.cos, context.sin)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=context.mask, enable_gqa=self.heads != self.kv_heads
-        )
-        return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
+        return self.o_proj(context.attend(q, k, v).reshape(batch, length, -1))
 
 
 class MLP(nn.Module):
@@ -106,10 +113,13 @@ class MTPLayer(Block):
         self.input_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
         self.final_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def draft(self, hidden: Tensor, embedding: Tensor, context: Context) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, hidden: Tensor, embedding: Tensor, context: Context
+    ) -> Tensor:
         """hidden, embedding [B, T, D] -> the head's input [B, T, D]."""
+        # All of it is in forward: FSDP gathers the layer's weights when its forward begins.
         both = torch.cat([self.hidden_layernorm(hidden), self.token_layernorm(embedding)], dim=-1)
-        return self.final_layernorm(self(self.input_proj(both), context))
+        return self.final_layernorm(super().forward(self.input_proj(both), context))
 
 
 class Trunk(nn.Module):
@@ -124,6 +134,18 @@ class Trunk(nn.Module):
             self.mtp_layers = nn.ModuleList(
                 MTPLayer(config) for _ in range(config.num_nextn_predict_layers)
             )
+
+
+def init_tensor(
+    name: str, tensor: Tensor, std: float, generator: torch.Generator | None = None
+) -> None:
+    """Fill a new tensor of the layout: zeros for a bias, ones for a norm, else Normal(0, std)."""
+    if name.endswith("bias"):
+        nn.init.zeros_(tensor)
+    elif "norm" in name:
+        nn.init.ones_(tensor)
+    else:
+        nn.init.normal_(tensor, std=std, generator=generator)
 
 
 class MiMo(nn.Module):
@@ -144,24 +166,25 @@ class MiMo(nn.Module):
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Normal(0, initializer_range) matrices, zero biases, unit norms."""
         for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            elif "norm" in name:
-                nn.init.ones_(parameter)
-            else:
-                nn.init.normal_(parameter, std=self.config.initializer_range, generator=generator)
+            init_tensor(name, parameter, self.config.initializer_range, generator)
 
-    def hidden(self, ids: Tensor, positions: Tensor) -> Tensor:
+    def context(self, positions: Tensor) -> Context:
+        """What the trunk and the MTP layers share over `positions`, int64 [B, T]."""
+        dtype = self.lm_head.weight.dtype
+        return Context(self.config, positions, self.rope_base, dtype)
+
+    def hidden(self, ids: Tensor, positions: Tensor, context: Context | None = None) -> Tensor:
         """Trunk output before the final norm.
 
         Args:
             ids: int64 [B, T].
             positions: int64 [B, T]; they restart at 0 with each packed document.
+            context: that of `positions`, where it is there already.
 
         Returns:
             h, [B, T, hidden_size].
         """
-        context = Context(self.config, positions, self.rope_base)
+        context = context or self.context(positions)
         x = self.model.embed_tokens(ids)
         for layer in self.model.layers:
             x = layer(x, context)
@@ -171,7 +194,14 @@ class MiMo(nn.Module):
         """Next-token logits [B, T, vocab] of `hidden`'s output."""
         return self.lm_head(self.model.norm(hidden))
 
-    def mtp_draft(self, layer: int, hidden: Tensor, ids: Tensor, positions: Tensor) -> Tensor:
+    def mtp_draft(
+        self,
+        layer: int,
+        hidden: Tensor,
+        ids: Tensor,
+        positions: Tensor,
+        context: Context | None = None,
+    ) -> Tensor:
         """Head input of MTP layer `layer`.
 
         Args:
@@ -179,6 +209,7 @@ class MiMo(nn.Module):
             hidden: h_t before the final norm, [B, T, D].
             ids: x_{t+1+layer}, int64 [B, T].
             positions: t (not t + 1 + layer), int64 [B, T].
+            context: that of `positions`, where it is there already.
 
         Returns:
             [B, T, D]; `lm_head` of it are the logits of x_{t+2+layer}.
@@ -188,8 +219,10 @@ class MiMo(nn.Module):
         embedding = self.model.embed_tokens(ids)
         if self.config.mtp_mask_first:
             embedding = embedding * (positions != 0)[..., None]
-        context = Context(self.config, positions, self.rope_base)
-        return self.mtp_layers[layer].draft(hidden, embedding, context)
+        draft: Tensor = self.mtp_layers[layer](
+            hidden, embedding, context or self.context(positions)
+        )
+        return draft
 
     def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """Next-token logits [B, T, vocab]; positions default to 0..T-1."""

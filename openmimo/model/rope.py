@@ -34,10 +34,11 @@ def rope_tables(
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [B, heads, T, head_dim] by the tables of `rope_tables`; dtype is kept."""
-    first, second = x.float().chunk(2, dim=-1)
+    """Rotate x [..., head_dim] by tables of `rope_tables` that broadcast to it; dtype is kept."""
+    wide = x.float()
+    first, second = wide.chunk(2, dim=-1)
     rotated = torch.cat([-second, first], dim=-1)
-    return (x.float() * cos + rotated * sin).to(x.dtype)
+    return torch.addcmul(wide * cos, rotated, sin).to(x.dtype)
 
 
 def stretched(frequencies: Tensor, scaling: RopeScaling) -> Tensor:

@@ -68,10 +68,16 @@ def draw_plots(run: Run) -> dict[str, str]:
         drawings["mtp_loss"] = partial(
             _over_tokens, run=run, key="mtp_loss", label="MTP loss, layer 0", item=0
         )
+        if mtp_layers(run.metrics["pretrain"], "mtp_acceptance"):
+            label = "MTP acceptance, layer 0"
+            drawings["mtp_acceptance"] = partial(
+                _over_tokens, run=run, key="mtp_acceptance", label=label, item=0
+            )
         drawings["lr"] = partial(_over_tokens, run=run, key="lr", label="learning rate")
         drawings["length"] = partial(_length, run=run)
-    if run.metrics["mtp_heads"]:
-        drawings["mtp_heads"] = partial(_mtp_tuning, run=run)
+    for name, key in (("mtp_heads", "mtp_loss"), ("mtp_heads_acceptance", "mtp_acceptance")):
+        if mtp_layers(run.metrics["mtp_heads"], key):
+            drawings[name] = partial(_mtp_tuning, run=run, key=key)
     if run.metrics["sft"]:
         drawings["sft"] = partial(_sft, run=run)
     if run.metrics["rl_zero"] or run.metrics["rl"]:
@@ -132,6 +138,8 @@ def _over_tokens(ax: Axes, run: Run, key: str, label: str, item: int | None = No
         ax.yaxis.set_major_formatter("{x:g}")
     else:
         _curve(ax, points, "base")
+    if key == "mtp_acceptance":
+        ax.yaxis.set_major_formatter(PERCENT)
     stages = split_stages(rows)
     for index, (name, stage_rows) in enumerate(stages):
         start = stage_rows[0].get("tokens", 0)
@@ -167,11 +175,13 @@ def _length(ax: Axes, run: Run) -> None:
     _axes(ax, "tokens", "sequence length")
 
 
-def _mtp_tuning(ax: Axes, run: Run) -> None:
+def _mtp_tuning(ax: Axes, run: Run, key: str) -> None:
     rows = run.metrics["mtp_heads"]
-    for layer in range(min(mtp_layers(rows), 3)):
-        _curve(ax, series(rows, "mtp_loss", layer), f"l{layer}", f"layer {layer}")
-    _axes(ax, "step", "MTP loss")
+    for layer in range(min(mtp_layers(rows, key), 3)):
+        _curve(ax, series(rows, key, layer), f"l{layer}", f"layer {layer}")
+    if key == "mtp_acceptance":
+        ax.yaxis.set_major_formatter(PERCENT)
+    _axes(ax, "step", key.replace("_", " ").replace("mtp", "MTP"))
 
 
 def _sft(ax: Axes, run: Run) -> None:

@@ -12,6 +12,7 @@ CLAIMS = (("base", "sft", "rl"), ("base", "rl_zero"))
 """Orderings that the recipe promises, worst first."""
 
 SCHEDULE = ("seq_len", "rope_base", "batch_tokens", "lr", "mtp_weight")
+INCIDENTS = ("loss_spikes", "norm_spikes", "skipped")
 
 Rows = list[dict[str, Any]]
 """Records of a metrics file, in step order."""
@@ -91,9 +92,19 @@ def judge_best(scores: Mapping[str, Score]) -> dict[str, Any]:
 
 def training_phases(run: Run) -> Rows:
     """One row a phase: each pre-training stage, then the MTP layers, then SFT."""
-    phases = [(f"stage {name}", rows) for name, rows in split_stages(run.metrics["pretrain"])]
-    phases += [("MTP layers", run.metrics["mtp_heads"]), ("SFT", run.metrics["sft"])]
-    return [_phase(name, rows) for name, rows in phases if rows]
+    files = [
+        [(f"stage {name}", rows) for name, rows in split_stages(run.metrics["pretrain"])],
+        [("MTP layers", run.metrics["mtp_heads"])],
+        [("SFT", run.metrics["sft"])],
+    ]
+    phases = []
+    for file in files:
+        before: dict[str, Any] = {}  # counters go on over the phases of a file
+        for name, rows in file:
+            if rows:
+                phases.append(_phase(name, rows, before))
+                before = rows[-1]
+    return phases
 
 
 def split_stages(rows: Rows) -> list[tuple[str, Rows]]:
@@ -104,18 +115,32 @@ def split_stages(rows: Rows) -> list[tuple[str, Rows]]:
     return list(stages.items())
 
 
-def _phase(name: str, rows: Rows) -> dict[str, Any]:
+def _phase(name: str, rows: Rows, before: Mapping[str, Any]) -> dict[str, Any]:
     loss = [value for _, value in series(rows, "loss")]
-    mtp = [series(rows, "mtp_loss", layer) for layer in range(mtp_layers(rows))]
+    peak = series(rows, "mfu") or series(rows, "peak_share")
     return {
         "phase": name,
         "updates": len(rows),
         "tokens_at_end": rows[-1].get("tokens"),
         **{key: [rows[0].get(key), rows[-1].get(key)] for key in SCHEDULE},
         "loss": [_mean(loss[:10]), _mean(loss[-10:])],
-        "mtp_loss": [_mean([value for _, value in layer[-10:]]) for layer in mtp],
+        **{
+            key: [
+                _mean([value for _, value in series(rows, key, layer)[-10:]])
+                for layer in range(mtp_layers(rows, key))
+            ]
+            for key in ("mtp_loss", "mtp_acceptance")
+        },
         "tokens_per_second": _mean([value for _, value in series(rows, "tokens_per_second")]),
+        "peak_share": _mean([value for _, value in peak]),
+        **{key: _gain(key, rows[-1], before) for key in INCIDENTS},
     }
+
+
+def _gain(key: str, last: Mapping[str, Any], before: Mapping[str, Any]) -> int | None:
+    """How far a counter went between two records; None where it was not kept."""
+    ends = last.get(key), before.get(key, 0)
+    return ends[0] - ends[1] if all(isinstance(end, int) for end in ends) else None
 
 
 RL_METRICS = {
@@ -169,10 +194,10 @@ def series(
     return points
 
 
-def mtp_layers(rows: Rows) -> int:
-    """How many MTP layers the records give a loss for."""
-    losses = [row["mtp_loss"] for row in rows if isinstance(row.get("mtp_loss"), list)]
-    return max(map(len, losses), default=0)
+def mtp_layers(rows: Rows, key: str = "mtp_loss") -> int:
+    """How many MTP layers the records give a loss, or another number, for."""
+    lists = [row[key] for row in rows if isinstance(row.get(key), list)]
+    return max(map(len, lists), default=0)
 
 
 def _finite(value: object) -> TypeGuard[float]:

@@ -4,7 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from openmimo.report.summary import RL_COUNTS, RL_METRICS, RL_SHARES, SCHEDULE, VARIANTS
+from openmimo.report.summary import (
+    INCIDENTS,
+    RL_COUNTS,
+    RL_METRICS,
+    RL_SHARES,
+    SCHEDULE,
+    VARIANTS,
+)
 
 Summary = dict[str, Any]
 
@@ -96,11 +103,15 @@ def _losses(summary: Summary) -> Table:
             phase["phase"],
             _ends(phase["loss"], decimals),
             ", ".join(decimals(loss) for loss in phase["mtp_loss"]) or "–",
+            ", ".join(percent(share) for share in phase["mtp_acceptance"]) or "–",
             number(phase["tokens_per_second"]),
+            percent(phase["peak_share"]),
+            ", ".join(number(phase[key]) for key in INCIDENTS),
         ]
         for phase in summary["training"]
     ]
-    return Table(["phase", "loss", "MTP loss at the end, by layer", "tokens/s"], rows)
+    header = ["phase", "loss", "MTP loss at the end, by layer", "MTP acceptance at the end"]
+    return Table([*header, "tokens/s", "of the peak", "spikes of loss, norm; skipped"], rows)
 
 
 def _rl(summary: Summary) -> Table:

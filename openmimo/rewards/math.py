@@ -96,7 +96,7 @@ def _compare_numbers(expected: str, given: str) -> Verdict | None:
 
 
 def _compare_words(expected: str, given: str) -> Verdict | None:
-    """Math-Verify reads a word as a product of letters, in any order: Evelyn equals evenly."""
+    """Math-Verify reads a word as a product of letters, in any order: listen equals silent."""
     if _WORDS.fullmatch(expected) and _WORDS.fullmatch(given):
         same = expected.casefold() == given.casefold()
         return right("equal words") if same else wrong("another word")

@@ -6,7 +6,7 @@ A step: prompts from the stream -> rollout engine -> rewards -> advantages -> up
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,8 @@ from openmimo.rollout.scheduler import StepScheduler, StepSettings
 from openmimo.rollout.validity import valid_by_passrate, valid_by_reward_std
 from openmimo.runs import Run, Stage
 from openmimo.tokenizer import Tokenizer
-from openmimo.training.checkpoint import load_checkpoint, save_checkpoint
+from openmimo.trackers import Trackers
+from openmimo.training.checkpoint import Checkpoints
 from openmimo.training.loop import constant_with_warmup
 from openmimo.training.online_mtp import OnlineMTP
 from openmimo.training.optim import build_optimizer
@@ -55,7 +56,8 @@ def run(recipe: Recipe, run: Run, variant: Variant) -> None:
     problems = load_problems(run.dir / "stages" / "difficulty" / "problems.jsonl", recipe.rl)
     model = load_model(run.dir / "stages" / START[variant] / "model", dtype=torch.float32)
     tokenizer = Tokenizer.load(run.dir / "stages" / "data" / "tokenizer")
-    if train(run, stage, recipe.rl, recipe.seed, model, tokenizer, problems):
+    trackers = recipe.compute.trackers
+    if train(run, stage, recipe.rl, recipe.seed, model, tokenizer, problems, trackers):
         stage.finish()
 
 
@@ -79,6 +81,7 @@ def train(
     model: MiMo,
     tokenizer: Tokenizer,
     problems: list[dict[str, Any]],
+    trackers: Sequence[str] = (),
 ) -> bool:
     """Run all steps; the final model goes to `stage.dir/model`.
 
@@ -86,14 +89,15 @@ def train(
         False if it was interrupted (a checkpoint is on disk), True if it is finished.
 
     Raises:
-        UserError: `max_short_steps` steps in a row found too few valid groups.
+        UserError: `max_short_steps` steps in a row found too few valid groups, or a tracker is not
+            installed.
     """
     for layer in model.mtp_layers:
         layer.requires_grad_(False)  # the recipe freezes MTP in RL
     optimizer = build_optimizer(model.named_parameters(), config.optimizer)
     stream = PromptStream(len(problems), seed, config.easy_share)
-    checkpoints = stage.dir / "checkpoints"
-    state = load_checkpoint(checkpoints, model, optimizer)
+    checkpoints = Checkpoints(stage.dir / "checkpoints", run.world, saved=stage.save_clock)
+    state = checkpoints.load(model, optimizer)
     if state is None:
         state = {"step": 0, "short": 0}
     rate = ValidRate(**state["rate"]) if "rate" in state else ValidRate()
@@ -103,8 +107,7 @@ def train(
 
     def checkpoint(step: int) -> None:
         record = {"stream": stream.state_dict(), "rate": asdict(rate), "short": short}
-        save_checkpoint(checkpoints, step, model, optimizer, record)
-        stage.save_clock()
+        checkpoints.save(step, model, optimizer, record)
 
     prompt_ids = [tokenizer.chat_prompt(problem["prompt"]) for problem in problems]
     longest, context = max(map(len, prompt_ids)), model.config.max_position_embeddings
@@ -129,7 +132,9 @@ def train(
     with (
         RewardPool(scheme=config.reward, judge=JUDGE_LIMITS) as pool,
         MetricsWriter(stage.dir / "metrics.jsonl", resume_step=first) as metrics,
+        Trackers(trackers, run.dir, stage.dir, first) as tracked,
         Progress(stage.dir.name, config.steps, start=first) as progress,
+        checkpoints,
     ):
         pool.start_judge()
         driver = RolloutDriver(
@@ -177,6 +182,7 @@ def train(
                 "time_update": time.monotonic() - rolled,
             }
             metrics.log(index + 1, **values)
+            tracked.log(index + 1, values)
             progress.step(
                 index + 1, reward=values["reward_mean"], passed=values["pass_rate"],
                 tokens=values["response_length"],

@@ -16,6 +16,7 @@ from typing import Any
 
 from openmimo.errors import UserError
 from openmimo.inference.protocol import Completion, InferenceEngine, Request
+from openmimo.judge.verdict import Status
 from openmimo.rewards.pool import RewardPool
 from openmimo.rewards.verdict import Verdict
 from openmimo.rollout.scheduler import Abort, Action, Done, Launch, SampleScored, StepScheduler
@@ -108,7 +109,7 @@ class RolloutDriver:
         done = self._carry_out(scheduler.start(), groups, draw)
         while done is None:
             for completion in self._engine.step():
-                key = self._receive(completion, groups)
+                key = self._receive(completion, groups, arrived)
                 due.append((clock + self._lag, key))
             clock += 1
             stats = self._engine.stats()
@@ -155,10 +156,19 @@ class RolloutDriver:
             for sample, seed in enumerate(prompt.sample_seeds)
         ]
 
-    def _receive(self, completion: Completion, groups: list[Group]) -> tuple[int, int]:
+    def _receive(
+        self,
+        completion: Completion,
+        groups: list[Group],
+        arrived: dict[tuple[int, int], Verdict],
+    ) -> tuple[int, int]:
         _, index, sample = map(int, str(completion.request_id).split("/"))
         group = groups[index]
         group.completions[sample] = completion
+        if completion.finish_reason == "failed":  # no answer of the model, so not a wrong one
+            why = f"the engine gave it up: {completion.error}"
+            arrived[index, sample] = Verdict(None, Status.JUDGE_ERROR, why)
+            return index, sample
         text = self._decode(completion.token_ids.tolist())
         self._pool.submit((self._round, index, sample), group.prompt.problem, text)
         return index, sample

@@ -21,11 +21,11 @@ from openmimo.serving.calls import Call, Limits, chat_call, completion_call
 from openmimo.serving.errors import ApiError, as_api_error
 from openmimo.serving.fields import ChatFields, CompletionFields, parse
 from openmimo.serving.http import (
+    Bodies,
     DisconnectedError,
     KeyGuard,
     encode,
     error_response,
-    read_body,
     send_events,
     send_json,
     while_connected,
@@ -58,7 +58,7 @@ class Parts:
     """What the endpoints work with.
 
     model: the name that clients use.
-    max_body_bytes: of a request.
+    bodies: reads those of requests.
     timeout: seconds for a whole request, waiting included.
     """
 
@@ -66,7 +66,7 @@ class Parts:
     tokenizer: Tokenizer
     service: EngineService
     limits: Limits
-    max_body_bytes: int
+    bodies: Bodies
     timeout: float
 
 
@@ -113,13 +113,16 @@ def make_app(parts: Parts, api_key: str | None) -> ASGIApp:
         Route("/metrics", scrape),
         *_page(),
     ]
-    app: ASGIApp = Starlette(
+    starlette = Starlette(
         routes=routes, exception_handlers={HTTPException: _http_fault, Exception: _bug}
     )
-    if api_key is not None:
-        open_paths = frozenset({"/health", "/", *(f"/page/{name}" for name in PAGE)})
-        app = KeyGuard(app, api_key, open_paths)
-    return app
+    starlette.router.redirect_slashes = (
+        False  # it redirects to http, whatever the proxy before it has
+    )
+    if api_key is None:
+        return starlette
+    open_paths = frozenset({"/health", "/", *(f"/page/{name}" for name in PAGE)})
+    return KeyGuard(starlette, api_key, open_paths)
 
 
 Begin = Callable[[bytes, Parts], Awaitable[tuple[Call, type[ChatReply] | type[CompletionReply]]]]
@@ -128,7 +131,7 @@ Begin = Callable[[bytes, Parts], Awaitable[tuple[Call, type[ChatReply] | type[Co
 async def _chat(body: bytes, parts: Parts) -> tuple[Call, type[ChatReply]]:
     fields = parse(body, ChatFields)
     _check_model(fields.model, parts)
-    # In a thread: a long text takes the tokenizer seconds, and others wait for this loop.
+    # In a thread: a long text takes the tokenizer a while, and others wait for this loop.
     call = await asyncio.to_thread(chat_call, fields, parts.tokenizer, parts.limits)
     return call, ChatReply
 
@@ -181,9 +184,9 @@ class _Answers:
 
     async def _answer(self, request: Request, receive: Receive, send: Send, clock: Clock) -> None:
         parts = self._parts
-        parts.service.check_open(0)  # before the body is read, which may take long
-        body = await read_body(request, parts.max_body_bytes)
-        call, form = await self._begin(body, parts)
+        parts.service.check_open(1)  # before the body is read, which may take long
+        async with parts.bodies.read(request) as body:
+            call, form = await self._begin(body, parts)
         with parts.service.submit(call.requests, call.in_pieces, parts.timeout) as flight:
             samples = new_samples(call, parts.tokenizer)
             reply = form(call, samples, parts.tokenizer, parts.model)

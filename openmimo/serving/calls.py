@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from openmimo.inference.protocol import LEAST_TEMPERATURE, Request
 from openmimo.inference.sampling import sample_seed
 from openmimo.serving.errors import ApiError
 from openmimo.serving.fields import ChatFields, CompletionFields, SamplingFields
+from openmimo.serving.prompts import chat_ids, completion_ids, count_prompts, too_long
 from openmimo.tokenizer import Tokenizer
 
 
@@ -61,9 +61,8 @@ def chat_call(fields: ChatFields, tokenizer: Tokenizer, limits: Limits) -> Call:
         ApiError: it exceeds a limit.
         UserError: the tokenizer has no chat form.
     """
-    roles = {"developer": "system"}  # OpenAI's newer name
-    messages = [{"role": roles.get(m.role, m.role), "content": m.text} for m in fields.messages]
-    prompt = tokenizer.chat_prompt(messages)
+    _check(fields, 1, limits)
+    prompt = chat_ids(fields.messages, tokenizer, limits.context)
     room = limits.context - len(prompt)
     wanted = fields.max_completion_tokens or fields.max_tokens or max(room, 1)
     logprobs = fields.top_logprobs if fields.logprobs else None
@@ -72,27 +71,11 @@ def chat_call(fields: ChatFields, tokenizer: Tokenizer, limits: Limits) -> Call:
 
 def completion_call(fields: CompletionFields, tokenizer: Tokenizer, limits: Limits) -> Call:
     """The call of a completions body; raises ApiError if it exceeds a limit."""
-    prompts = [
-        tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        for prompt in _prompts(fields.prompt)
-    ]
-    if not prompts or not all(prompts):
-        raise ApiError(400, "a prompt has no tokens: give at least one", "prompt")
-    for prompt in prompts:
-        if max(prompt) >= tokenizer.vocab_size:
-            message = f"token id {max(prompt)} is outside 0..{tokenizer.vocab_size - 1}"
-            raise ApiError(400, message, "prompt")
+    _check(fields, count_prompts(fields.prompt), limits)
+    prompts = completion_ids(fields.prompt, tokenizer, limits.context)
     return _call(
         fields, prompts, fields.max_tokens, fields.logprobs, fields.echo, tokenizer, limits
     )
-
-
-def _prompts(prompt: str | Sequence[str | int | list[int]]) -> list[str | list[int]]:
-    if isinstance(prompt, str):
-        return [prompt]
-    if prompt and isinstance(prompt[0], int):
-        return [[token for token in prompt if isinstance(token, int)]]
-    return [each for each in prompt if not isinstance(each, int)]
 
 
 def _call(
@@ -105,7 +88,11 @@ def _call(
     limits: Limits,
 ) -> Call:
     new_tokens = max(max_tokens, 1)
-    _check(fields, prompts, new_tokens, limits)
+    longest = max(map(len, prompts))
+    if longest + new_tokens > limits.context:
+        what = f"{longest} prompt tokens and {new_tokens} new ones make {longest + new_tokens}"
+        param = "messages" if isinstance(fields, ChatFields) else "prompt"
+        raise too_long(what, limits.context, param)
     stop_ids = set(fields.stop_token_ids)
     if not fields.ignore_eos:
         stop_ids |= {tokenizer.eos_id, tokenizer.doc_end_id}
@@ -135,9 +122,8 @@ def _call(
     )  # fmt: skip
 
 
-def _check(
-    fields: SamplingFields, prompts: Sequence[Sequence[int]], new_tokens: int, limits: Limits
-) -> None:
+def _check(fields: SamplingFields, prompts: int, limits: Limits) -> None:
+    """What is known before the prompts are read."""
     if 0 < fields.temperature < LEAST_TEMPERATURE:
         message = (
             f"temperature is {fields.temperature}; use 0 (greedy) or at least {LEAST_TEMPERATURE}"
@@ -145,19 +131,10 @@ def _check(
         raise ApiError(400, message, "temperature")
     if fields.n > limits.samples:
         raise ApiError(400, f"n is {fields.n}; this server allows {limits.samples}", "n")
-    if (count := len(prompts) * fields.n) > limits.requests:
+    if (count := prompts * fields.n) > limits.requests:
         raise ApiError(
             400,
-            f"{len(prompts)} prompts with n = {fields.n} make {count} answers; this server holds "
+            f"prompts times n is {prompts} x {fields.n} = {count} answers; this server holds "
             f"{limits.requests} at once, so split the call",
             "prompt",
-        )
-    longest = max(map(len, prompts))
-    if longest + new_tokens > limits.context:
-        raise ApiError(
-            400,
-            f"{longest} prompt tokens and {new_tokens} new ones make {longest + new_tokens}, but "
-            f"the context has {limits.context}; shorten the prompt or lower max_tokens",
-            "messages" if isinstance(fields, ChatFields) else "prompt",
-            "context_length_exceeded",
         )

@@ -14,6 +14,10 @@ from openmimo.serving.errors import ApiError
 
 MAX_STOPS = 4  # OpenAI's limit
 
+# Far more than a call has. Each is many times as large in memory as it is in JSON.
+MAX_MESSAGES = MAX_PROMPTS = 10_000
+MAX_PARTS = 1000
+
 # They change nothing in an answer, here or there.
 WITHOUT_EFFECT = frozenset(
     {"user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier",
@@ -44,11 +48,17 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
 
 # pydantic would report how each of the forms does not fit.
 FORMS = {
-    "prompt": "a string, a list of strings, token ids, or a list of lists of token ids",
-    "content": "a string or a list of text parts; images, audio and files are not supported",
+    "prompt": "a string, a list of strings, token ids, or a list of lists of token ids; at most "
+    f"{MAX_PROMPTS} prompts",
+    "content": f"a string or a list of at most {MAX_PARTS} text parts; images, audio and files are "
+    "not supported",
 }
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+# The forms of a prompt are tried in turn: a million ids would make a million errors of no text.
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+Texts = Annotated[list[str], Field(fail_fast=True, max_length=MAX_PROMPTS)]
+ManyTokenIds = Annotated[list[TokenIds], Field(fail_fast=True, max_length=MAX_PROMPTS)]
 
 
 class _Part(BaseModel):
@@ -105,7 +115,7 @@ class Message(_Part):
     """One turn. An earlier answer may come as it was received; its thinking is left out."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(max_length=MAX_PARTS)]
     reasoning_content: str | None = None
     annotations: list[Any] | None = Field(None, max_length=0)
 
@@ -120,7 +130,7 @@ class Message(_Part):
 class ChatFields(SamplingFields):
     """Body of /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
@@ -148,7 +158,7 @@ class ChatFields(SamplingFields):
 class CompletionFields(SamplingFields):
     """Body of /v1/completions."""
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    prompt: str | Texts | TokenIds | ManyTokenIds
     max_tokens: int = Field(16, ge=0)
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES)

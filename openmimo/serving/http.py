@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import json
 from collections.abc import AsyncIterator, Coroutine
@@ -13,13 +14,19 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from openmimo.serving.errors import ApiError, as_api_error
+from openmimo.serving.errors import RETRY_AFTER, ApiError, as_api_error
 
 CLIENT_SECONDS = 30.0
 """A client that neither sends what it announced nor reads its reply for so long is cut off."""
 
 DISCARD_SECONDS = 5.0
-"""For the rest of a body that is too large: most clients read no reply before they have sent it."""
+"""For the rest of a body that is refused: most clients read no reply before they have sent it."""
+
+BODIES = 16
+"""Bodies of the largest size for which there is room at once. A body takes it until its text has
+become tokens, so most are gone in a moment."""
+
+CLOSE = {"Connection": "close"}
 
 Result = TypeVar("Result")
 
@@ -28,33 +35,62 @@ class DisconnectedError(Exception):
     """The client has left; there is nobody to reply to."""
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body.
+class Bodies:
+    """Reads request bodies within two limits: `most` bytes for one, BODIES times that for all.
 
-    Raises:
-        ApiError: it is longer than `limit` bytes, or does not arrive in time.
-        DisconnectedError: the client left before its end.
+    Without the second, clients that each send a little less than the first could take all memory.
     """
-    body, size = bytearray(), 0
-    try:
-        async with asyncio.timeout(CLIENT_SECONDS) as deadline:
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size <= limit:
+
+    def __init__(self, most: int) -> None:
+        self._most, self._room = most, BODIES * most
+
+    @contextlib.asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """The whole body; it takes room until the context is left.
+
+        Raises:
+            ApiError: it is too long, does not arrive in time, or others have taken the room.
+            DisconnectedError: the client left before its end.
+        """
+        body = bytearray()
+        try:
+            await self._fill(body, request.stream())
+            yield bytes(body)
+        except ClientDisconnect:
+            raise DisconnectedError from None
+        finally:
+            self._room += len(body)
+
+    async def _fill(self, body: bytearray, stream: AsyncIterator[bytes]) -> None:
+        try:
+            async with asyncio.timeout(CLIENT_SECONDS):
+                async for chunk in stream:
+                    if fault := self._fault(len(body), len(chunk)):
+                        break
+                    self._room -= len(chunk)
                     body += chunk
-                elif body:
-                    body.clear()
-                    deadline.reschedule(asyncio.get_running_loop().time() + DISCARD_SECONDS)
-    except ClientDisconnect:
-        raise DisconnectedError from None
-    except TimeoutError:
-        if size <= limit:
+                else:
+                    return
+        except TimeoutError:
             message = f"the body did not arrive within {CLIENT_SECONDS:.0f} seconds"
-            raise ApiError(408, message, headers={"Connection": "close"}) from None
-    if size > limit:
-        message = f"the body is longer than {limit} bytes, the most that this server takes"
-        raise ApiError(413, message, code="body_too_large", headers={"Connection": "close"})
-    return bytes(body)
+            raise ApiError(408, message, headers=CLOSE) from None
+        self._room += len(body)
+        body.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DISCARD_SECONDS):
+                async for _ in stream:
+                    pass
+        raise fault
+
+    def _fault(self, size: int, more: int) -> ApiError | None:
+        """Why a body of `size` bytes may not grow."""
+        if size + more > self._most:
+            message = f"the body is longer than {self._most} bytes, the most that this server takes"
+            return ApiError(413, message, code="body_too_large", headers=CLOSE)
+        if more > self._room:
+            message = "there is no room for more bodies of requests now; try again later"
+            return ApiError(503, message, code="bodies_full", headers=CLOSE | RETRY_AFTER)
+        return None
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
@@ -157,15 +193,15 @@ class KeyGuard:
 
     def __init__(self, app: ASGIApp, key: str, open_paths: frozenset[str]) -> None:
         self._app, self._open = app, open_paths
-        self._expected = f"Bearer {key}".encode()
+        self._expected = key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Reply 401, or pass on."""
         if scope["type"] == "http" and scope["path"] not in self._open:
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._expected):
+            scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(given, self._expected):
                 message = "wrong or missing API key: send `Authorization: Bearer KEY`"
-                headers = {"WWW-Authenticate": "Bearer", "Connection": "close"}
+                headers = {"WWW-Authenticate": "Bearer", **CLOSE}
                 error = ApiError(401, message, code="invalid_api_key", headers=headers)
                 await error_response(error)(scope, receive, send)
                 return
@@ -175,20 +211,41 @@ class KeyGuard:
 class Protocol(H11Protocol):
     """uvicorn's, which also gives requests their transport (`request.state.transport`).
 
-    A connection that sends no complete head of a request in time is closed, and so is one that
-    has been idle for long.
+    A connection that sends a part of a request's head, or nothing at first, is closed in time, and
+    so is one that has been idle for long.
     """
+
+    _deadline: asyncio.TimerHandle | None = None
+    """Of the head that has begun, or of the first one."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Called for a new connection."""
         super().connection_made(transport)
         self.app_state = {**self.app_state, "transport": transport}
-        self.loop.call_later(CLIENT_SECONDS, self._close_unused)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Called for each piece; any ends uvicorn's own time limit."""
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called at the end."""
+        super().connection_lost(exc)
+        self._stop_watch()
 
     def timeout_keep_alive_handler(self) -> None:
         """Called some time after a reply: what the client has not read by now is dropped."""
         self.transport.abort()
 
-    def _close_unused(self) -> None:
-        if self.cycle is None:
-            self.transport.abort()
+    def _watch(self) -> None:
+        """The time limit runs while no request does; further bytes do not renew it."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_watch()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(CLIENT_SECONDS, self.transport.abort)
+
+    def _stop_watch(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from openmimo.errors import UserError
+from openmimo.inference.thinking import ThinkSplitter
 from openmimo.serving.calls import Call
 from openmimo.serving.samples import Delta, Sample, ScoredToken
-from openmimo.serving.text import ThinkSplitter, opens_thinking
 from openmimo.tokenizer import StreamDecoder, Tokenizer
 
 LOWEST = -9999.0
@@ -63,12 +63,18 @@ class _Envelope:
         }
 
     def usage(self) -> Json:
-        prompt = sum(map(len, self._call.prompts))  # once, however many samples share it
+        prompts = self._call.prompts
+        prompt = sum(map(len, prompts))  # once, however many samples share it
         answer = sum(s.tokens for s in self._samples) if self._call.max_tokens else 0
+        shares = len(self._samples) // len(prompts)
+        cached = [s.cached for s in self._samples]
+        # What the first sample that was read did not compute either.
+        before = sum(min(cached[n : n + shares]) for n in range(0, len(cached), shares))
         return {
             "prompt_tokens": prompt,
             "completion_tokens": answer,
             "total_tokens": prompt + answer,
+            "prompt_tokens_details": {"cached_tokens": before},
         }
 
     def around(self, kind: str, choices: list[Json]) -> Json:
@@ -87,8 +93,7 @@ class ChatReply:
     ) -> None:
         self._envelope = _Envelope(call, samples, model, "chatcmpl")
         self._tokenizer, self._scored = tokenizer, call.logprobs is not None
-        opened = opens_thinking(tokenizer, call.prompts[0])
-        self._splitters = [ThinkSplitter(opened) for _ in samples]
+        self._splitters = [ThinkSplitter() for _ in samples]
 
     def opening(self) -> list[Json]:
         """The role, for each answer."""

@@ -49,6 +49,7 @@ class Sample:
 
     tokens: generated until the end or the stop string, the stop token included.
     prompt: the prompt's scores, where they were asked for.
+    cached: tokens of the prompt that were not computed for it, known at the end.
     """
 
     text: AnswerText
@@ -56,6 +57,7 @@ class Sample:
     scored: bool
     tokens: int = 0
     prompt: list[ScoredToken] = field(default_factory=list)
+    cached: int = 0
     _held: list[ScoredToken] = field(default_factory=list)
 
     def add(self, news: News) -> Delta:
@@ -72,6 +74,7 @@ class Sample:
         if not news.finish_reason:
             return Delta(news.index, text, self._known())
         text += self.text.finish()
+        self.cached = news.cached_tokens
         if news.prompt:
             self.prompt = [
                 scored_token(news.prompt, i, 0) for i in range(len(news.prompt.token_ids))

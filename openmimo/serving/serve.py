@@ -17,13 +17,15 @@ import uvicorn
 
 from openmimo.errors import UserError
 from openmimo.inference.engine import Engine
+from openmimo.inference.memory import cache_bytes, check_memory, weight_bytes
+from openmimo.inference.packed import compute_dtype
 from openmimo.inference.protocol import InferenceEngine
 from openmimo.inference.threads import use_fastest_threads
-from openmimo.model.checkpoint import load_release
+from openmimo.model.checkpoint import config_without_zeros, load_release, open_model
 from openmimo.model.mimo import MiMo
 from openmimo.serving.app import Parts, make_app
 from openmimo.serving.calls import Limits
-from openmimo.serving.http import Protocol
+from openmimo.serving.http import Bodies, Protocol
 from openmimo.serving.service import EngineService
 from openmimo.tokenizer import Tokenizer
 
@@ -80,24 +82,47 @@ def serve(folder: Path, settings: ServeSettings) -> None:
     _check(settings)
     listener = bind(settings.host, settings.port)  # first: to load a large model takes minutes
     with contextlib.closing(listener):
+        length = check_model(folder, settings)
         model, tokenizer = load_release(folder, settings.device)
-        length = settings.max_length or model.config.max_position_embeddings
-        if length > model.config.max_position_embeddings:
-            raise UserError(
-                f"--max-length is {length}, but the model's context has "
-                f"{model.config.max_position_embeddings} tokens"
-            )
         use_fastest_threads(model)
         engine = build_engine(model.eval(), tokenizer, settings, length)
         name = settings.name or folder.resolve().name
         asyncio.run(_serve(engine, tokenizer, listener, name, length, settings))
 
 
+def check_model(folder: Path, settings: ServeSettings) -> int:
+    """Whether a model can be served like this, before its weights are read.
+
+    Returns:
+        tokens of prompt and answer together.
+
+    Raises:
+        UserError: its folder is damaged, its context or the memory too small for the settings.
+    """
+    wide, files = open_model(folder)
+    config, device = config_without_zeros(wide, folder), torch.device(settings.device)
+    length = settings.max_length or config.max_position_embeddings
+    if length > config.max_position_embeddings:
+        raise UserError(
+            f"--max-length is {length}, but the model's context has "
+            f"{config.max_position_embeddings} tokens"
+        )
+    drafts = config.num_nextn_predict_layers
+    if settings.drafts != "auto":
+        drafts = min(drafts, settings.drafts)
+    dtype = compute_dtype(files.dtype, device)
+    needed = weight_bytes(config, dtype, drafts)
+    needed += cache_bytes(config, dtype, drafts, settings.slots, length)
+    what = f"the weights and the caches of {settings.slots} slots of {length} tokens"
+    check_memory(needed, device, what, "lower --slots or --max-length")
+    return length
+
+
 def build_engine(
     model: MiMo, tokenizer: Tokenizer, settings: ServeSettings, max_length: int
 ) -> InferenceEngine:
     """The native engine for these settings; it takes the model's weights with it."""
-    engine = Engine(
+    return Engine(
         model,
         slots=settings.slots,
         max_length=max_length,
@@ -106,22 +131,6 @@ def build_engine(
         prefill_tokens=PREFILL_TOKENS,
         consume=True,
     )
-    needed = engine.stats().cache_bytes
-    if settings.device == "cpu" and needed > (free := free_memory()):
-        raise UserError(
-            f"{settings.slots} slots of {max_length} tokens can need {needed / 1e9:.1f} GB, and "
-            f"{free / 1e9:.1f} GB are free: lower --slots or --max-length"
-        )
-    return engine
-
-
-def free_memory() -> float:
-    """Bytes that programs may still take; infinite where the system does not say."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-    except OSError:
-        return float("inf")
-    return int(text.split("MemAvailable:")[1].split()[0]) * 1024
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -153,7 +162,7 @@ def _cannot_listen(host: str, port: int, error: OSError) -> UserError:
 def _check(settings: ServeSettings) -> None:
     least = {
         "slots": 1, "max_length": 2, "max_queue": 0, "max_samples": 1, "max_body_bytes": 1000,
-        "drafts": 0, "timeout": 0, "drain": 0,
+        "drafts": 0, "timeout": 1, "drain": 0,
     }  # fmt: skip
     for name, lowest in least.items():
         value = getattr(settings, name)
@@ -162,10 +171,18 @@ def _check(settings: ServeSettings) -> None:
             raise UserError(f"--{option} is {value}; it must be at least {lowest}")
     if not 0 <= settings.port < 2**16:
         raise UserError(f"--port is {settings.port}; it must lie in 0..65535")
-    if settings.api_key is not None and not settings.api_key.strip():
+    key = settings.api_key
+    if key is not None and not key.strip():
         raise UserError("the API key is empty: give one, or leave --api-key out")
+    if key is not None and (key != key.strip() or not key.isprintable()):
+        # HTTP drops white space around a header's value: no client could send this key.
+        raise UserError(
+            "the API key has white space around it, or control characters: leave them out"
+        )
     try:
         device = torch.device(settings.device)
+        if device.type not in ("cpu", "cuda"):
+            raise UserError(f"--device {settings.device}: use cpu or cuda")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {settings.device}: {str(error).splitlines()[0]}") from error
@@ -185,7 +202,8 @@ async def _serve(
         raise _cannot_listen(settings.host, settings.port, error) from error
     service = EngineService(engine, settings.slots, settings.max_queue)
     limits = Limits(length, settings.max_samples, service.capacity)
-    parts = Parts(name, tokenizer, service, limits, settings.max_body_bytes, settings.timeout)
+    bodies = Bodies(settings.max_body_bytes)
+    parts = Parts(name, tokenizer, service, limits, bodies, settings.timeout)
     config = uvicorn.Config(
         make_app(parts, settings.api_key),
         http=Protocol,

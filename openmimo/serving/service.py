@@ -58,13 +58,15 @@ class News:
     index: of the request in the flight.
     tokens: those after the ones of earlier news.
     finish_reason: None while it goes on.
-    prompt: `Completion.prompt`, with the last news.
+    prompt, cached_tokens, error: those of `Completion`, with the last news.
     """
 
     index: int
     tokens: Tokens
     finish_reason: FinishReason | None = None
     prompt: Tokens | None = None
+    cached_tokens: int = 0
+    error: str | None = None
 
 
 class Flight:
@@ -99,7 +101,7 @@ class Flight:
 
         Raises:
             EngineDiedError, DrainingError: the rest will never come.
-            UserError: the engine refused the requests.
+            UserError: the engine refused the requests, or gave one up.
             TimeoutError: the deadline has passed.
         """
         if not self._news and not self.open and not self._error:
@@ -121,6 +123,8 @@ class Flight:
         """Called with what the engine's thread sends."""
         if news.finish_reason:
             self.open.discard(news.index)
+        if news.error:
+            self._error = UserError(news.error)
         self._news.append(news)
         self._arrived.set()
 
@@ -305,8 +309,9 @@ class EngineService:
         deliveries = []
         for done in completions:
             row = self._rows.pop(done.request_id)
-            news = News(row.index, _after(done, row.sent), done.finish_reason, done.prompt)
-            deliveries.append((row.flight, news))
+            new = _after(done, row.sent)
+            last = done.finish_reason, done.prompt, done.cached_tokens, done.error
+            deliveries.append((row.flight, News(row.index, new, *last)))
         now = time.monotonic()
         if now >= self._next_pieces:
             deliveries += self._pieces()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -28,8 +29,27 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Share:
+    """A rank's part of every step: consecutive rows, some ranks one fewer than others.
+
+    Which rows a step has does not depend on it, only who reads them.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def of(self, rows: int) -> range:
+        """Which of a step's rows 0 .. rows - 1 are this rank's."""
+        return range(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
+
+
+WHOLE = Share()
+"""All rows: those of a single process."""
+
+
+@dataclass(frozen=True)
 class Batch:
-    """Packed rows.
+    """Packed rows, perhaps none.
 
     Attributes:
         ids: int64 [B, T].
@@ -51,11 +71,29 @@ class Batch:
 
     def split(self, tokens: int) -> Iterator[Batch]:
         """Micro-batches of at most `tokens` tokens (at least one row)."""
-        rows = max(1, tokens // self.ids.shape[1])
+        rows = rows_at_once(tokens, self.ids.shape[1])
         for start in range(0, self.ids.shape[0], rows):
             part = slice(start, start + rows)
             hidden = None if self.hidden is None else self.hidden[part]
             yield Batch(self.ids[part], self.positions[part], self.targets[part], hidden)
+
+    def blank(self) -> Batch:
+        """One row of this length without a target: it takes part and changes nothing."""
+        length = self.ids.shape[1]
+        ids = self.ids.new_zeros(1, length)
+        positions = torch.arange(length, device=ids.device)[None]
+        hidden = None if self.hidden is None else self.hidden.new_zeros(1, *self.hidden.shape[1:])
+        return Batch(ids, positions, torch.full_like(ids, IGNORE), hidden)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same rows on a device."""
+        hidden = None if self.hidden is None else self.hidden.to(device)
+        return Batch(
+            self.ids.to(device, non_blocking=True),
+            self.positions.to(device, non_blocking=True),
+            self.targets.to(device, non_blocking=True),
+            hidden,
+        )
 
 
 def batch_rows(rows: Sequence[Sequence[Segment]], length: int, pad_id: int) -> Batch:
@@ -75,8 +113,16 @@ def batch_rows(rows: Sequence[Sequence[Segment]], length: int, pad_id: int) -> B
     return Batch(torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(targets))
 
 
+def rows_at_once(tokens: int, length: int) -> int:
+    """Rows of `length` tokens in a micro-batch of at most `tokens`; at least one."""
+    return max(1, tokens // length)
+
+
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """First-fit decreasing: which items share a row of `capacity` tokens.
+    """Best-fit decreasing: which items share a row of `capacity` tokens.
+
+    The longest item goes first, each into the row that it fills up most; O(n log n) but for the
+    moves inside one sorted list of at most `capacity` different amounts of free space.
 
     Raises:
         ValueError: an item is longer than a row.
@@ -85,14 +131,23 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     if lengths and lengths[order[0]] > capacity:
         raise ValueError(f"an item of {lengths[order[0]]} tokens does not fit a row of {capacity}")
     rows: list[list[int]] = []
-    free: list[int] = []
+    by_space: dict[int, list[int]] = {}  # rows with this much free space, the latest one last
+    spaces: list[int] = []  # the keys of by_space, sorted
     for item in order:
         need = lengths[item]
-        row = next((r for r, space in enumerate(free) if space >= need), None)
-        if row is None:
-            rows.append([item])
-            free.append(capacity - need)
+        place = bisect_left(spaces, need)
+        if place == len(spaces):
+            row, space = len(rows), capacity
+            rows.append([])
         else:
-            rows[row].append(item)
-            free[row] -= need
+            space = spaces[place]
+            row = by_space[space].pop()
+            if not by_space[space]:
+                del by_space[space], spaces[place]
+        rows[row].append(item)
+        left = space - need
+        if left not in by_space:
+            by_space[left] = []
+            insort(spaces, left)
+        by_space[left].append(row)
     return rows

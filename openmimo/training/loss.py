@@ -9,76 +9,138 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import torch.nn.functional as F
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from openmimo.model.masks import shifted_within_document
-from openmimo.model.mimo import MiMo
+from openmimo.model.mimo import Context, MiMo
 from openmimo.training.batch import IGNORE, Batch
-
-
-def count_targets(batch: Batch, mtp_layers: Sequence[int]) -> tuple[int, list[int]]:
-    """Valid targets of the main loss and of each MTP layer in `batch`."""
-    counts = [
-        int((batch.labels(shift) != IGNORE).sum()) for shift in (1, *(2 + i for i in mtp_layers))
-    ]
-    return counts[0], counts[1:]
-
-
-def cross_entropy_sum(model: MiMo, head_input: Tensor, labels: Tensor) -> Tensor:
-    """Summed cross entropy of lm_head(head_input [B, T, D]) against labels [B, T].
-
-    Only positions with a label go through the head: it is the largest matrix of a small model.
-    """
-    valid = labels != IGNORE
-    logits = model.lm_head(head_input[valid])
-    return F.cross_entropy(logits.float(), labels[valid], reduction="sum")
+from openmimo.training.head_loss import head_loss
 
 
 @dataclass(frozen=True)
-class Losses:
-    """Summed losses of one (micro-)batch; `mtp` in the order of the layers asked for."""
+class Objective:
+    """What is optimised.
 
-    main: Tensor
-    mtp: list[Tensor]
-
-
-def losses(
-    model: MiMo,
-    batch: Batch,
-    mtp_layers: Sequence[int],
-    *,
-    main: bool = True,
-    detach_after: int = 1,
-) -> Losses:
-    """Summed main and MTP losses.
-
-    Args:
-        model: the model; `model.rope_base` is used.
-        batch: packed rows.
-        mtp_layers: MTP layers to compute.
-        main: False skips the main head (MTP layers are tuned alone).
+    Attributes:
+        mtp_layers: MTP layers whose losses count.
+        main: False skips the main loss (MTP layers are tuned alone).
         detach_after: layers from this one on read a detached hidden state. Layer 0 is part of
             the pre-training objective (assumed: not detached); the copies are for inference only
             and must not move the trunk's layers. They share embedding and head with the trunk,
             which they move like any other layer.
     """
-    hidden = batch.hidden
-    if hidden is None:
-        hidden = model.hidden(batch.ids, batch.positions)
-    main_loss = hidden.new_zeros(())
-    if main:
-        main_loss = cross_entropy_sum(model, model.model.norm(hidden), batch.labels(1))
-    mtp_losses = []
-    for layer in mtp_layers:
-        source = hidden if layer < detach_after else hidden.detach()
+
+    mtp_layers: Sequence[int]
+    main: bool = True
+    detach_after: int = 1
+
+    @property
+    def shifts(self) -> tuple[int, ...]:
+        """How far ahead of its position each loss's target lies, the main loss first."""
+        return (1, *(2 + layer for layer in self.mtp_layers))
+
+
+def count_targets(batch: Batch, objective: Objective) -> Tensor:
+    """Valid targets of the main loss and of each MTP layer in `batch`, int64 [1 + L]."""
+    return torch.stack([(batch.labels(shift) != IGNORE).sum() for shift in objective.shifts])
+
+
+class LossParts(NamedTuple):
+    """Losses of one (micro-)batch; L MTP layers in the order of the objective.
+
+    A tuple, not a dataclass: FSDP looks for the tensors of a module's output in tuples.
+
+    Attributes:
+        total: what `backward` is called on, a scalar.
+        sums: summed cross entropies in nats of the main loss and of each layer, float32 [1 + L],
+            detached; 0 for a main loss that is not computed.
+        agree: at how many targets each layer's most likely token is the trunk's own, int64 [L]:
+            what drafts are accepted by under greedy decoding. Without the main loss the trunk's
+            choice is unknown, and the target stands for it.
+    """
+
+    total: Tensor
+    sums: Tensor
+    agree: Tensor
+
+
+class TrainingLoss(nn.Module):
+    """The model and its losses as one module.
+
+    Embedding and head are used by the trunk and by the MTP layers, so nothing smaller than this
+    module can be the root that FSDP shards.
+
+    Args:
+        model: the model; `model.rope_base` is used.
+        objective: which losses.
+        head_chunk: tokens whose logits are in memory at once.
+    """
+
+    def __init__(self, model: MiMo, objective: Objective, head_chunk: int) -> None:
+        super().__init__()
+        self.model, self.objective, self.head_chunk = model, objective, head_chunk
+
+    def forward(self, batch: Batch, counts: Tensor, mtp_weight: float) -> LossParts:
+        """main / counts[0] + mtp_weight * mean over layers of mtp[i] / counts[1 + i].
+
+        Args:
+            batch: packed rows.
+            counts: valid targets of each loss in the whole step, over all micro-batches and
+                ranks, as `count_targets` gives them; int64 [1 + L].
+            mtp_weight: of the mean over the MTP layers.
+        """
+        model, objective = self.model, self.objective
+        # Sizes must be known on the CPU: they come before the work, so that a GPU never waits.
+        labels = [batch.labels(shift).flatten() for shift in objective.shifts]
+        if not objective.main:
+            labels[0] = torch.full_like(labels[0], IGNORE)
+        places = [(label != IGNORE).nonzero()[:, 0] for label in labels]
+        sizes = [len(place) for place in places]
+        context = model.context(batch.positions)
+        hidden = batch.hidden
+        if hidden is None:
+            hidden = model.hidden(batch.ids, batch.positions, context)
+        inputs = [model.model.norm(hidden) if objective.main else hidden.detach()]
+        inputs += [self._draft(layer, hidden, batch, context) for layer in objective.mtp_layers]
+        scale = 1 / counts.clamp(min=1)
+        scale[1:] *= mtp_weight / max(len(objective.mtp_layers), 1)
+        found = head_loss(
+            torch.cat([x.flatten(0, 1)[at] for x, at in zip(inputs, places, strict=True)]),
+            model.lm_head.weight,
+            torch.cat([label[at] for label, at in zip(labels, places, strict=True)]),
+            torch.cat([share.expand(n) for share, n in zip(scale, sizes, strict=True)]),
+            self.head_chunk,
+        )
+        sums = torch.stack([losses.sum() for losses in found.losses.split(sizes)])
+        return LossParts(found.total, sums.float(), self._agree(found.top, places, labels))
+
+    @torch.no_grad()
+    def hidden(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """The trunk's output for rows int64 [B, T] on any device; [B, T, D] on the model's."""
+        device = self.model.lm_head.weight.device
+        return self.model.hidden(ids.to(device), positions.to(device))
+
+    def _draft(self, layer: int, hidden: Tensor, batch: Batch, context: Context) -> Tensor:
+        """Head input of MTP layer `layer`, [B, T, D]."""
+        source = hidden if layer < self.objective.detach_after else hidden.detach()
         # Where there is no such token the input is token 0: its target is ignored, and nothing
         # that has a target attends to it.
         ids = shifted_within_document(batch.ids, batch.positions, 1 + layer, fill=0)
-        draft = model.mtp_draft(layer, source, ids, batch.positions)
-        mtp_losses.append(cross_entropy_sum(model, draft, batch.labels(2 + layer)))
-    return Losses(main_loss, mtp_losses)
+        return self.model.mtp_draft(layer, source, ids, batch.positions, context)
+
+    def _agree(self, top: Tensor, places: list[Tensor], labels: list[Tensor]) -> Tensor:
+        """`LossParts.agree` from the top tokens at `places`, flat indices of each target."""
+        main, *drafts = top.split([len(at) for at in places])
+        trunk = labels[0].index_copy(0, places[0], main)
+        layers = self.objective.mtp_layers
+        found = [
+            (draft == (trunk[at + 1 + layer] if self.objective.main else label[at])).sum()
+            for layer, draft, at, label in zip(layers, drafts, places[1:], labels[1:], strict=True)
+        ]
+        return torch.stack(found) if found else top.new_zeros(0)
 
 
 def backward_step(
@@ -96,15 +158,13 @@ def backward_step(
     Returns:
         the main loss and each MTP layer's loss, per valid target, in nats.
     """
-    main_count, mtp_counts = count_targets(batch, mtp_layers)
-    main_total, mtp_totals = 0.0, [0.0] * len(mtp_layers)
+    objective = Objective(mtp_layers, main, detach_after)
+    module = TrainingLoss(model, objective, head_chunk=4096)
+    counts = count_targets(batch, objective)
+    sums = torch.zeros(len(counts))
     for part in batch.split(tokens_per_microbatch):
-        part_losses = losses(model, part, mtp_layers, main=main, detach_after=detach_after)
-        total = part_losses.main / max(main_count, 1)
-        for loss, count in zip(part_losses.mtp, mtp_counts, strict=True):
-            total = total + mtp_weight / len(mtp_layers) * loss / max(count, 1)
-        total.backward()
-        main_total += float(part_losses.main.detach()) / max(main_count, 1)
-        for index, (loss, count) in enumerate(zip(part_losses.mtp, mtp_counts, strict=True)):
-            mtp_totals[index] += float(loss.detach()) / max(count, 1)
-    return main_total, mtp_totals
+        parts = module(part, counts, mtp_weight)
+        parts.total.backward()
+        sums += parts.sums
+    first, *rest = (sums / counts.clamp(min=1)).tolist()
+    return first, rest

@@ -8,7 +8,9 @@ model's own answers, which are what the drafts must match.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,30 +18,36 @@ from torch import Tensor
 
 from openmimo.config.base import config_hash
 from openmimo.config.schema import MTPHeadsConfig, Recipe
-from openmimo.model.checkpoint import load_model
+from openmimo.errors import UserError
+from openmimo.model.checkpoint import load_config, load_model
+from openmimo.model.layout import MTP
 from openmimo.model.mimo import MiMo
 from openmimo.runs import Run
 from openmimo.tokenizer import Tokenizer
 from openmimo.training.answers import Answers
-from openmimo.training.batch import batch_rows
-from openmimo.training.loop import Objective, Source, Step, constant_with_warmup, train
+from openmimo.training.batch import WHOLE, Share, batch_rows
+from openmimo.training.loop import constant_with_warmup, train
+from openmimo.training.loss import Objective, TrainingLoss
 from openmimo.training.packed_samples import PackedSamples, SampleSource
-from openmimo.training.pretrain import open_corpus
+from openmimo.training.parallel import prepare
+from openmimo.training.prefetch import Prefetched
+from openmimo.training.pretrain import open_corpus, warn_never_read
+from openmimo.training.source import Source, Step
 from openmimo.training.stream import PackedStream
+from openmimo.training.weights import Weights, empty_model, fill, stored_weights
 
 
-def with_copied_layers(model: MiMo, layers: int) -> MiMo:
-    """A model with `layers` MTP layers, the new ones equal to layer 0; all else is the same."""
-    config = model.config.model_copy(update={"num_nextn_predict_layers": layers})
-    grown = MiMo(config)
-    grown.rope_base = model.rope_base
-    weights = model.state_dict()
-    prefix = "model.mtp_layers."
-    for name, tensor in model.model.mtp_layers[0].state_dict().items():
-        for layer in range(1, layers):
-            weights[f"{prefix}{layer}.{name}"] = tensor.clone()
-    grown.load_state_dict(weights)
-    return grown
+def copied_layers(folder: Path, layers: int) -> tuple[MiMo, Weights]:
+    """A model with `layers` MTP layers, still empty, and its weights from a model folder: the MTP
+    layers are all equal to the folder's first one."""
+    config = load_config(folder).model_copy(update={"num_nextn_predict_layers": layers})
+
+    def first(name: str) -> str:
+        if not name.startswith(MTP):
+            return name
+        return f"{MTP}0.{name.removeprefix(MTP).partition('.')[2]}"
+
+    return empty_model(config), stored_weights(folder, config, first)
 
 
 def freeze_all_but(model: MiMo, layers: range) -> None:
@@ -53,19 +61,25 @@ class StreamSource:
     """Constant settings over a packed stream."""
 
     def __init__(
-        self, config: MTPHeadsConfig, stream: PackedStream, rope_base: float, pad_id: int
+        self,
+        config: MTPHeadsConfig,
+        stream: PackedStream,
+        rope_base: float,
+        pad_id: int,
+        share: Share = WHOLE,
     ) -> None:
-        self._config, self._stream = config, stream
+        self._config, self._stream, self._share = config, stream, share
         self._rope_base, self._pad_id = rope_base, pad_id
         self.total_steps = config.steps
         stream.use(config.mixture)
 
     def step(self, index: int) -> Step:
         config = self._config
-        rows = [self._stream.row(config.length) for _ in range(config.batch)]
+        rows = self._stream.rows(config.batch, config.length, self._share)
         return Step(
             stage="mtp_heads",
             batch=batch_rows(rows, config.length, self._pad_id),
+            rows=config.batch,
             learning_rate=constant_with_warmup(index, config.learning_rate, config.warmup_steps),
             mtp_weight=1.0,  # the only loss there is
             rope_base=self._rope_base,
@@ -90,10 +104,10 @@ class AnswerSource(SampleSource):
     """
 
     def __init__(
-        self, config: MTPHeadsConfig, answers: PackedSamples, model: MiMo, pad_id: int
+        self, config: MTPHeadsConfig, answers: PackedSamples, module: TrainingLoss, pad_id: int
     ) -> None:
-        super().__init__("mtp_heads", config, answers, 1.0, model.rope_base, pad_id)
-        self._model = model
+        super().__init__("mtp_heads", config, answers, 1.0, module.model.rope_base, pad_id)
+        self._module = module
         self._kept: dict[int, Tensor] = {}
 
     def step(self, index: int) -> Step:
@@ -110,7 +124,7 @@ class AnswerSource(SampleSource):
         """[1, T, D] of a packed row; alone, so that its bits do not depend on the step."""
         if place in self._kept:
             return self._kept[place]
-        hidden = self._model.hidden(ids, positions)
+        hidden = self._module.hidden(ids, positions).cpu()
         if (len(self._kept) + 1) * hidden.nbytes <= KEPT_BYTES:
             self._kept[place] = hidden
         return hidden
@@ -120,42 +134,75 @@ def run(recipe: Recipe, run: Run) -> None:
     """Stage `mtp_heads`: the result, `stages/mtp_heads/model`, is Base as it is released.
 
     With `generations`, `stages/mtp_heads/acceptance.json` says what the training was worth.
+
+    Raises:
+        UserError: `generations` on several ranks: only one process answers the prompts.
     """
-    upstream = run.require("pretrain")
-    stage = run.stage("mtp_heads", config_hash(recipe.mtp_heads, str(recipe.seed), upstream))
+    upstream = [config_hash(recipe.compute), run.require("pretrain")]
+    stage = run.stage("mtp_heads", config_hash(recipe.mtp_heads, str(recipe.seed), *upstream))
     if stage.is_done():
         return
     config = recipe.mtp_heads
-    base = load_model(run.dir / "stages" / "pretrain" / "model", dtype=torch.float32)
-    model = with_copied_layers(base, config.layers)
-    tuned = range(0 if config.tune_first else 1, config.layers)
-    freeze_all_but(model, tuned)
+    if config.generations and run.world.size > 1:
+        raise UserError(
+            "mtp_heads.generations needs a single process, without torchrun: set it to 0 to learn "
+            "from the corpus on several ranks, as the report does"
+        )
     tokenizer = Tokenizer.load(run.dir / "stages" / "data" / "tokenizer")
     answers = Answers(recipe, run, stage, tokenizer) if config.generations else None
-    source: Source
+    base = run.dir / "stages" / "pretrain" / "model"
+    if answers is not None and not answer_prompts(answers, base, config.layers):
+        return
+    model, weights = copied_layers(base, config.layers)
+    tuned = range(0 if config.tune_first else 1, config.layers)
+    freeze_all_but(model, tuned)
+    objective = Objective(mtp_layers=tuned, main=False)
+    module = prepare(model, weights, objective, recipe.compute, run.world)
+    reading: AbstractContextManager[Source]
+    stream = None
     if answers is None:
-        data = run.dir / "stages" / "data"
-        stream = PackedStream(open_corpus(data, [config.mixture], recipe.seed))
-        source = StreamSource(config, stream, model.rope_base, tokenizer.doc_end_id)
+        stream = PackedStream(open_corpus(run, [config.mixture], recipe.seed))
+        share = Share(run.world.rank, run.world.size)
+        source = StreamSource(config, stream, model.rope_base, tokenizer.doc_end_id, share)
+        reading = Prefetched(source, recipe.compute.collective_timeout)
     else:
-        if not answers.generate(model):
-            return
-        answers.measure(model, "before")
         packed = PackedSamples(answers.segments(), config.length, recipe.seed, "mtp_heads")
-        source = AnswerSource(config, packed, model, tokenizer.doc_end_id)
-    finished = train(
-        run,
-        stage,
-        model,
-        source,
-        Objective(mtp_layers=tuned, main=False),
-        config.optimizer,
-        config.tokens_per_microbatch,
-        config.checkpoint_every,
-    )
-    if finished and answers is not None:
-        answers.measure(model, "after")
-    if finished:
-        stage.finish(
-            layers=config.layers, tune_first=config.tune_first, generations=config.generations
+        # Not ahead: it runs the trunk, and a module serves one thread at a time.
+        reading = nullcontext(AnswerSource(config, packed, module, tokenizer.doc_end_id))
+    with reading as steps:
+        finished = train(
+            run,
+            stage,
+            module,
+            steps,
+            config.optimizer,
+            recipe.compute,
+            config.tokens_per_microbatch,
+            config.checkpoint_every,
         )
+    if finished and answers is not None:
+        answers.measure(load_model(stage.dir / "model"), "after")
+    if finished:
+        never_read = [] if stream is None else stream.never_read
+        if never_read and run.world.main:
+            warn_never_read("mtp_heads", never_read)
+        stage.finish(
+            layers=config.layers,
+            tune_first=config.tune_first,
+            generations=config.generations,
+            never_read=never_read,
+        )
+
+
+def answer_prompts(answers: Answers, base: Path, layers: int) -> bool:
+    """Let the model answer, and measure how well its copies draft before they are tuned.
+
+    The engine works on the CPU with a model of its own. False if it was interrupted.
+    """
+    model, weights = copied_layers(base, layers)
+    model.to_empty(device="cpu")
+    fill(model, weights)
+    if not answers.generate(model):
+        return False
+    answers.measure(model, "before")
+    return True

@@ -18,7 +18,10 @@ from torch import Tensor
 from openmimo.inference.protocol import Request
 from openmimo.model.mimo import MiMo
 from openmimo.training.batch import Batch, Segment, batch_rows, pack
-from openmimo.training.loss import count_targets, losses
+from openmimo.training.loss import Objective, TrainingLoss, count_targets
+
+HEAD_CHUNK = 4096
+"""Tokens whose logits are in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -71,38 +74,37 @@ class OnlineMTP:
         if not self._answers:
             return [], []
         batch = self._batch()
-        layers = range(len(self._model.mtp_layers))
         parameters = [p for layer in self._model.mtp_layers for p in layer.parameters()]
-        frozen = [p.requires_grad for p in parameters]
+        trainable = [p for p in self._model.parameters() if p.requires_grad]
+        self._model.requires_grad_(False)
         for parameter in parameters:
             parameter.requires_grad_(True)
+        objective = Objective(range(len(self._model.mtp_layers)), main=False, detach_after=0)
         optimizer = torch.optim.AdamW(parameters, lr=self._rate, weight_decay=0.0)
         history = []
         for _ in range(self._steps):
-            history.append(self._accumulate(batch, layers, parameters))
+            history.append(self._accumulate(batch, objective))
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        for parameter, needed in zip(parameters, frozen, strict=True):
-            parameter.requires_grad_(needed)
+        self._model.requires_grad_(False)
+        for parameter in trainable:
+            parameter.requires_grad_(True)
         self._answers.clear()
         self._tokens = 0
         return history[0], history[-1]
 
-    def _accumulate(
-        self, batch: Batch, layers: range, parameters: list[torch.nn.Parameter]
-    ) -> list[float]:
-        """Gradients of the mean loss for `parameters` alone; returns each layer's loss."""
-        _, counts = count_targets(batch, layers)
-        totals = [0.0] * len(layers)
+    def _accumulate(self, batch: Batch, objective: Objective) -> list[float]:
+        """Gradients of the mean loss; returns each layer's loss."""
+        loss = TrainingLoss(self._model, objective, HEAD_CHUNK)
+        counts = count_targets(batch, objective)
+        totals = torch.zeros(len(counts))
         for part in batch.split(self._microbatch):
-            found = losses(self._model, part, layers, main=False, detach_after=0).mtp
-            shares = [loss / max(n, 1) for loss, n in zip(found, counts, strict=True)]
-            loss = torch.stack(shares).sum() / len(shares)
-            for p, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-                p.grad = gradient if p.grad is None else p.grad + gradient
-            totals = [t + float(share.detach()) for t, share in zip(totals, shares, strict=True)]
-        return totals
+            found = loss(part, counts, 1.0)
+            found.total.backward()
+            totals += found.sums.cpu()
+        means: list[float] = (totals / counts.clamp(min=1).cpu())[1:].tolist()
+        return means
 
     def _batch(self) -> Batch:
         """All answers, packed, with their hidden states."""

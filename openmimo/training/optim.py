@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from openmimo.config.schema import OptimizerConfig
 
@@ -35,10 +36,12 @@ def update(optimizer: torch.optim.Optimizer, learning_rate: float, clip: float) 
     """Clip, step and clear the gradients.
 
     Returns:
-        the gradient norm before clipping. A step whose norm is not finite changes nothing.
+        the gradient norm before clipping, over all shards. A step whose norm is not finite changes
+        nothing.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = float(nn.utils.clip_grad_norm_(parameters, clip))
+    whole = nn.utils.clip_grad_norm_(parameters, clip)
+    norm = float(whole.full_tensor() if isinstance(whole, DTensor) else whole)
     if math.isfinite(norm):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate

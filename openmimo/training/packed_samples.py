@@ -8,8 +8,9 @@ from typing import Any
 from openmimo.config.schema import TuneConfig
 from openmimo.data.shards import epoch_order
 from openmimo.errors import UserError
-from openmimo.training.batch import Segment, batch_rows, pack
-from openmimo.training.loop import Step, constant_with_warmup
+from openmimo.training.batch import WHOLE, Segment, Share, batch_rows, pack
+from openmimo.training.loop import constant_with_warmup
+from openmimo.training.source import Step
 
 
 class PackedSamples:
@@ -40,6 +41,11 @@ class PackedSamples:
         used = sum(len(sample.ids) for sample in self._samples)
         return used / (len(self._rows) * self._length)
 
+    @property
+    def padding(self) -> float:
+        """Share of the rows' tokens that is padding: work for nothing."""
+        return 1 - self.fill
+
     def row(self, number: int) -> list[Segment]:
         """Row `number`, counted on over epochs."""
         return [self._samples[index] for index in self._rows[self.place(number)]]
@@ -56,6 +62,7 @@ class SampleSource:
     Args:
         name: of the stage, for its metrics.
         mtp_weight: weight of the MTP loss.
+        share: whose rows are read.
     """
 
     def __init__(
@@ -66,14 +73,18 @@ class SampleSource:
         mtp_weight: float,
         rope_base: float,
         pad_id: int,
+        share: Share = WHOLE,
     ) -> None:
         self._name, self._config, self.samples = name, config, samples
+        self._share = share
         self._mtp_weight, self._rope_base, self._pad_id = mtp_weight, rope_base, pad_id
         self.total_steps = config.steps
 
     def numbers(self, index: int) -> range:
-        """Which rows step `index` reads."""
-        return range(index * self._config.batch, (index + 1) * self._config.batch)
+        """Which rows of step `index` are read here."""
+        mine = self._share.of(self._config.batch)
+        first = index * self._config.batch
+        return range(first + mine.start, first + mine.stop)
 
     def step(self, index: int) -> Step:
         config = self._config
@@ -81,6 +92,7 @@ class SampleSource:
         return Step(
             stage=self._name,
             batch=batch_rows(rows, config.length, self._pad_id),
+            rows=config.batch,
             learning_rate=constant_with_warmup(index, config.learning_rate, config.warmup_steps),
             mtp_weight=self._mtp_weight,
             rope_base=self._rope_base,

@@ -6,6 +6,8 @@ The trainer keeps no other schedule state, so a resumed run continues exactly wh
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from openmimo.config.schema import ScheduleRow
@@ -22,6 +24,19 @@ class Point:
     rope_base: float
     mtp_weight: float
     mixture: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive steps of one row of the table that have the same batch.
+
+    row: its index in the table; start: tokens seen when the first step begins; batch: sequences.
+    """
+
+    row: int
+    start: int
+    steps: int
+    batch: int
 
 
 class Schedule:
@@ -51,7 +66,7 @@ class Schedule:
         return Point(
             stage=row.stage,
             learning_rate=rate,
-            batch=round(row.batch[0] + (row.batch[1] - row.batch[0]) * fraction),
+            batch=_batch(row, start, tokens),
             length=row.length,
             rope_base=row.rope_base,
             mtp_weight=row.mtp_weight,
@@ -66,3 +81,35 @@ class Schedule:
             walk.append((tokens, point))
             tokens += point.batch * point.length
         return walk
+
+    def starts(self) -> list[int]:
+        """Tokens seen at the start of each step."""
+        return [
+            start
+            for span in self.spans()
+            for start in range(
+                span.start,
+                span.start + span.steps * span.batch * self.rows[span.row].length,
+                span.batch * self.rows[span.row].length,
+            )
+        ]
+
+    def spans(self) -> Iterator[Span]:
+        """All of `steps`, without walking through them: mimo-7b has more than a million."""
+        tokens, start = 0, 0
+        for index, row in enumerate(self.rows):
+            while tokens < row.until:
+                batch = _batch(row, start, tokens)
+                size = batch * row.length
+                left = range(tokens, row.until, size)
+                # The batch moves in one direction, so those that have this one come first.
+                steps = bisect_right(left, False, key=lambda t: _batch(row, start, t) != batch)
+                yield Span(index, tokens, steps, batch)
+                tokens += steps * size
+            start = row.until
+
+
+def _batch(row: ScheduleRow, start: int, tokens: int) -> int:
+    """Sequences of the step that begins at `tokens`, in a row that begins at `start`."""
+    first, last = row.batch
+    return round(first + (last - first) * min((tokens - start) / (row.until - start), 1.0))

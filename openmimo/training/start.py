@@ -1,6 +1,6 @@
 """Going on from a model that was trained elsewhere: the setting `init_from`.
 
-    settings of a recipe -> take_model -> checked settings -> check_start -> pretrain: start_model
+    settings of a recipe -> take_model -> checked settings -> check_start -> pretrain: first_weights
 
 torch is imported only where a recipe has the setting: `mimo VERB --help` must answer at once.
 """
@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from openmimo.config.base import NONE
 from openmimo.config.schema import ModelConfig, Recipe
 from openmimo.errors import UserError
-
-if TYPE_CHECKING:
-    from openmimo.model.mimo import MiMo
 
 _NOT_COMPARED = ("num_nextn_predict_layers", "initializer_range")
 """Pre-training has one MTP layer, whatever the folder has; nothing is initialised."""
@@ -74,29 +71,6 @@ def check_start(recipe: Recipe) -> None:
             f"pretrain.schedule.0.rope_base is {rows[0].rope_base:g}, but the model of init_from = "
             f"{folder} was trained with {config.rope_theta:g}: begin with that"
         )
-
-
-def start_model(recipe: Recipe) -> MiMo:
-    """The model of `init_from` with its first MTP layer alone, in float32.
-
-    Raises:
-        UserError: it cannot be read, or `check_start` raises it.
-    """
-    import torch
-
-    from openmimo.model.checkpoint import load_model
-    from openmimo.model.mimo import MiMo
-
-    check_start(recipe)
-    whole = load_model(str(recipe.init_from), dtype=torch.float32)
-    if len(whole.mtp_layers) == 1:
-        return whole
-    # The others are copies for inference; the stage `mtp_heads` makes them anew.
-    with torch.device("meta"):
-        first = MiMo(whole.config.model_copy(update={"num_nextn_predict_layers": 1}))
-    state = whole.state_dict()
-    first.load_state_dict({name: state[name] for name in first.state_dict()}, assign=True)
-    return first
 
 
 def start_digest(recipe: Recipe) -> str:

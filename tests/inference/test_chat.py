@@ -9,12 +9,13 @@ import sys
 import termios
 import time
 
+import numpy as np
 import pytest
 import torch
 
 from openmimo.errors import UserError
-from openmimo.inference.chat import Conversation, chat
-from openmimo.inference.protocol import Request
+from openmimo.inference.chat import Conversation, chat, visible
+from openmimo.inference.protocol import Completion, Request, Tokens
 from openmimo.model.checkpoint import write_model
 from openmimo.tokenizer import Tokenizer
 
@@ -81,6 +82,60 @@ def test_an_answer_left_early_stays_in_the_conversation(talker, tokenizer):
     assert talk._messages[-1] == {"role": "assistant", "content": heard}
 
 
+class Scripted:
+    """An engine that says one text to everything, a token a step, and keeps the requests."""
+
+    def __init__(self, tokenizer, said):
+        self._ids, self.asked = tokenizer.encode(said), []
+
+    def submit(self, requests):
+        self.asked += requests
+        self._count = 0
+
+    def step(self):
+        self._count += 1
+        said = self.generated(0)
+        done = Completion(0, said.token_ids, said.log_probs, "stop")
+        return [done] if self._count == len(self._ids) else []
+
+    def generated(self, request_id):
+        ids = np.array(self._ids[: self._count], np.int32)
+        return Tokens(ids, np.zeros(len(ids), np.float32))
+
+    def abort(self, ids):
+        return []
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("<think>\nthe cat?\n</think>\n\nthe mat", "the mat"),
+        ("<think>\nthe cat and", ""),
+        ("the <think> mat", "the <think> mat"),
+    ],
+)
+def test_earlier_thinking_is_not_shown_to_the_model_again(talker, tokenizer, said, kept):
+    talk = conversation(talker, tokenizer)
+    talk._engine = engine = Scripted(tokenizer, said)
+    assert "".join(talk.answer("mat?")) == said
+    list(talk.answer("and?"))
+    messages = [
+        {"role": "user", "content": "mat?"},
+        {"role": "assistant", "content": kept},
+        {"role": "user", "content": "and?"},
+    ]
+    assert list(engine.asked[1].prompt_ids) == tokenizer.chat_prompt(messages)
+
+
+def test_control_characters_are_escaped():
+    """A model that says them must not move the cursor, or retitle the terminal."""
+    assert visible("\x1b]0;title\x07 a\r\n\tb\x9b2J\x7f\x00") == (
+        "\\x1b]0;title\\x07 a\\r\n\tb\\x9b2J\\x7f\\x00"
+    )
+    text = "naïve \u00a0\u3000 👩\u200d👩\u200d👧 العربية\n"
+    assert visible(text) == text
+
+
 def test_a_full_context_shortens_the_answer_and_then_ends_the_conversation(talker, tokenizer):
     talk = conversation(talker, tokenizer, max_new_tokens=10_000, temperature=0.9)
 
@@ -109,6 +164,21 @@ def test_through_a_pipe_each_line_is_a_message(monkeypatch, capsys, release):
     assert piped(monkeypatch, capsys, release, b"\xff\xfe broken\n")
 
 
+def test_what_the_output_cannot_show_is_replaced(monkeypatch, release):
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding="ascii"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the cat\n")))
+    chat(release, temperature=1.5, max_tokens=100, seed=1)
+    assert b"?" in output.getvalue()
+
+
+@pytest.mark.parametrize("name", ["stdin", "stdout"])
+def test_a_closed_stream_is_refused(monkeypatch, release, name):
+    monkeypatch.setattr(sys, name, None)  # as `mimo chat DIR <&-` has it
+    with pytest.raises(UserError, match=r"standard .*put is closed"):
+        chat(release)
+
+
 def test_a_seed_makes_answers_repeat(monkeypatch, capsys, release):
     options = {"temperature": 1.0, "max_tokens": 30}
     outputs = [
@@ -117,6 +187,14 @@ def test_a_seed_makes_answers_repeat(monkeypatch, capsys, release):
     ]
     assert outputs[0] == outputs[1]
     assert len(set(outputs)) == 4
+
+
+def test_only_a_terminal_is_shielded_from_control_characters(monkeypatch, capsys, release):
+    options = {"temperature": 1.5, "max_tokens": 150, "seed": 1}
+    raw = piped(monkeypatch, capsys, release, b"the cat\n", **options)
+    assert visible(raw) != raw
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert piped(monkeypatch, capsys, release, b"the cat\n", **options) == visible(raw)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +243,7 @@ def test_in_a_terminal_it_streams_and_leaves_cleanly(release, end):
 
     try:
         read_until_prompt(1)
-        os.write(master, b"the cat\n")
+        os.write(master, b"the cat \xff\n")
         read_until_prompt(2)
         # Repeated, because a signal between readline's prompt and its wait is seen at the next key.
         deadline = time.monotonic() + 60

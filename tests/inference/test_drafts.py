@@ -22,10 +22,9 @@ from openmimo.inference.rows import QueuedRequest, Rows
 from openmimo.inference.sampling import Settings, draw, log_probabilities
 from openmimo.model.mimo import MiMo
 
-MakeModel = Callable[..., MiMo]
-MakeRequests = Callable[..., list[Request]]
+from .engines import MAX_LENGTH, MakeModel, MakeRequests
+
 Answers = list[tuple[list[int], str]]
-MAX_LENGTH = 64
 CHANGES = [{}, {"mtp_hidden": "post_norm"}, {"mtp_mask_first": True}, {"num_key_value_heads": 4}]
 
 

@@ -1,7 +1,6 @@
 """The engine answers what a full pass a token gives, whatever else it is doing meanwhile."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,32 +13,18 @@ from torch import Tensor
 
 from openmimo.errors import UserError
 from openmimo.inference.decoder import spare
-from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Completion, Request, RequestId
 from openmimo.model.mimo import MiMo
 
-MakeModel = Callable[..., MiMo]
-MakeRequests = Callable[..., list[Request]]
-Expected = Callable[[Request], list[int]]
-MAX_LENGTH = 64
-
-
-def engine_for(model: MiMo, slots: int = 4, **options: Any) -> Engine:
-    return Engine(model, **{"slots": slots, "max_length": MAX_LENGTH, **options})
-
-
-def finish(engine: Engine) -> dict[RequestId, Completion]:
-    """Step until nothing is in flight."""
-    done: dict[RequestId, Completion] = {}
-    while engine.stats().waiting or engine.stats().active:
-        done.update((c.request_id, c) for c in engine.step())
-    return done
-
-
-@torch.inference_mode()
-def log_probs_of(model: MiMo, ids: Sequence[int], temperature: float = 1.0) -> Tensor:
-    """Full pass: float32 [len(ids) - 1, V], of the tokens after the first."""
-    return (model(torch.tensor([list(ids)]))[0, :-1] / (temperature or 1.0)).log_softmax(-1)
+from .engines import (
+    MAX_LENGTH,
+    Expected,
+    MakeModel,
+    MakeRequests,
+    engine_for,
+    finish,
+    log_probs_of,
+)
 
 
 @pytest.mark.parametrize("slots", [1, 3, 32])
@@ -225,6 +210,7 @@ def test_new_weights_see_nothing_of_the_old(
         assert done[request.id].token_ids.tolist() == have + reference(new, rest)
     for request in late:
         assert done[request.id].token_ids.tolist() == reference(new, request)
+    assert (done["late"].cached_tokens, done["follower"].cached_tokens) == (0, 27)
     if prefill_tokens == 3:
         scores = done["late"].prompt
         assert scores is not None

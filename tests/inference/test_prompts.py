@@ -1,6 +1,5 @@
 """Prompts: read in pieces, shared, scored; and the alternatives to each token."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,32 +8,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openmimo.inference.engine import Engine
-from openmimo.inference.protocol import Completion, Request, RequestId
+from openmimo.inference.protocol import Request
 from openmimo.model.mimo import MiMo
 
-MakeModel = Callable[..., MiMo]
-MakeRequests = Callable[..., list[Request]]
-Expected = Callable[[Request], list[int]]
-MAX_LENGTH = 64
-
-
-def engine_for(model: MiMo, slots: int = 4, **options: Any) -> Engine:
-    return Engine(model, **{"slots": slots, "max_length": MAX_LENGTH, **options})
-
-
-def finish(engine: Engine) -> dict[RequestId, Completion]:
-    """Step until nothing is in flight."""
-    done: dict[RequestId, Completion] = {}
-    while engine.stats().waiting or engine.stats().active:
-        done.update((c.request_id, c) for c in engine.step())
-    return done
-
-
-@torch.inference_mode()
-def log_probs_of(model: MiMo, ids: Sequence[int], temperature: float = 1.0) -> Tensor:
-    """Full pass: float32 [len(ids) - 1, V], of the tokens after the first."""
-    return (model(torch.tensor([list(ids)]))[0, :-1] / (temperature or 1.0)).log_softmax(-1)
+from .engines import (
+    Expected,
+    MakeModel,
+    MakeRequests,
+    engine_for,
+    finish,
+    log_probs_of,
+)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
@@ -150,6 +134,7 @@ def test_equal_prompts_are_prefilled_once_even_if_admitted_late(
     completions = engine.run(requests)
     assert engine.stats().prefilled_tokens == 9
     assert engine.stats().shared_tokens == 7 * 9
+    assert [completion.cached_tokens for completion in completions] == [0, *[9] * 7]
     for request, completion in zip(requests, completions, strict=True):
         assert completion.token_ids.tolist() == expected(request)
 
@@ -185,7 +170,7 @@ def test_a_longer_prompt_is_read_from_where_it_differs(
             completion = next((c for c in engine.step() if c.request_id == request.id), None)
         after = engine.stats()
         assert completion.token_ids.tolist() == expected(request)
-        assert after.shared_tokens - before.shared_tokens == shared
+        assert after.shared_tokens - before.shared_tokens == completion.cached_tokens == shared
         assert (
             after.prefilled_tokens - before.prefilled_tokens == len(request.prompt_ids) - 1 - shared
         )

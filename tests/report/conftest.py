@@ -37,6 +37,8 @@ def pretrain_rows(rng: random.Random) -> list[dict]:
                 "mtp_loss": [loss * 1.15 + rng.gauss(0, 0.05)], "grad_norm": 0.8,
                 "batch_tokens": 4096, "seq_len": length, "rope_base": base,
                 "mtp_weight": 0.3 if tokens < 1.3e6 else 0.1, "tokens_per_second": 7400.0,
+                "mtp_acceptance": [0.6 + tokens / 1e7], "peak_share": 0.41, "data_wait": 0.002,
+                "loss_spikes": (step > 100) + (step > 600), "norm_spikes": 0, "skipped": 0,
             })  # fmt: skip
     return rows
 
@@ -52,6 +54,7 @@ def tuning_rows(rng: random.Random, layers: int, steps: int) -> list[dict]:
             ],
             "batch_tokens": 4096, "seq_len": 512, "rope_base": 640_000, "mtp_weight": 0.1,
             "tokens_per_second": 6900.0,
+            "mtp_acceptance": [0.8 - 0.1 * i for i in range(layers)],
         }
         for step in range(1, steps + 1)
     ]  # fmt: skip

@@ -73,7 +73,7 @@ def test_html_is_self_contained(rendered: ReportPaths) -> None:
     html = rendered.html.read_text()
     page = Page(html)
     tags = Counter(tag for tag, _ in page.tags)
-    assert tags["svg"] == 21
+    assert tags["svg"] == 23
     assert not tags.keys() & {"script", "link", "img", "iframe", "object"}
     links = [
         value or ""
@@ -179,7 +179,7 @@ def test_plots_of_a_run_in_its_first_steps(run: Path) -> None:
     rows = metrics.read_text().splitlines()[:2]
     rows[1] = re.sub(r'"loss": [\d.]+', '"loss": null', rows[1])  # MetricsWriter's NaN
     metrics.write_text("\n".join(rows) + '\n{"step": 3, "lo')  # torn while the run writes
-    assert render_report(run).html.read_text().count("<svg") == 8
+    assert render_report(run).html.read_text().count("<svg") == 9
 
 
 def test_without_matplotlib_the_pages_say_how_to_get_plots(run: Path, no_matplotlib: None) -> None:

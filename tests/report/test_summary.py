@@ -75,6 +75,18 @@ def test_phases_show_the_change_of_stage_3(run: Path) -> None:
     assert len(phases["SFT"]["mtp_loss"]) == 3
 
 
+def test_phases_show_acceptance_speed_and_incidents(run: Path) -> None:
+    phases = {phase["phase"]: phase for phase in training_phases(load_run(run))}
+    assert phases["MTP layers"]["mtp_acceptance"] == pytest.approx([0.8, 0.7, 0.6])
+    assert phases["stage 1"]["peak_share"] == pytest.approx(0.41)
+    # Counters go on over the stages: two spikes in all, the second one not in stage 1.
+    spikes = [phases[f"stage {stage}"]["loss_spikes"] for stage in (1, 2, 3)]
+    assert spikes[0] == 1
+    assert sum(spikes) == 2
+    assert phases["SFT"]["loss_spikes"] is None  # not kept is not zero
+    assert phases["SFT"]["peak_share"] is None
+
+
 @pytest.mark.parametrize("names", [(1, 1, 2), ("1", "1", "2"), ("stage1", "stage1", "stage2")])
 def test_stages_are_split_however_they_are_written(names: tuple) -> None:
     rows = [{"step": step, "stage": name} for step, name in enumerate(names)]

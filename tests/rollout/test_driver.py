@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from openmimo.inference.engine import Engine
+from openmimo.inference.protocol import Completion
 from openmimo.model.mimo import MiMo
 from openmimo.rewards.pool import RewardPool
 from openmimo.rl.stream import PromptStream
@@ -30,13 +32,17 @@ class Setup:
     """A driver with all that it needs, for rounds one after the other."""
 
     def __init__(
-        self, taught: Taught, pool: RewardPool, slots: int, lag: int, max_length: int = 64
+        self,
+        taught: Taught,
+        pool: RewardPool,
+        slots: int,
+        lag: int,
+        max_length: int = 64,
+        kind: type[Engine] = Engine,
     ) -> None:
         model, self.tokenizer, self.problems = taught
         self.slots = slots
-        self.engine = Engine(
-            model, slots=slots, max_length=64, used_vocab=self.tokenizer.vocab_size
-        )
+        self.engine = kind(model, slots=slots, max_length=64, used_vocab=self.tokenizer.vocab_size)
         self.driver = RolloutDriver(
             self.engine,
             pool,
@@ -170,3 +176,27 @@ def test_an_answer_ends_where_the_context_is_full(taught: Taught, pool: RewardPo
             assert completion.finish_reason == "stop" or len(completion.token_ids) == left
             cut += completion.finish_reason == "length" and left < NEW_TOKENS
     assert cut, "the context never was full: nothing was tested"
+
+
+class Failing(Engine):
+    """Gives up the first sample of every group, as an engine on another machine may."""
+
+    def step(self) -> list[Completion]:
+        return [
+            replace(done, token_ids=done.token_ids[:2], finish_reason="failed", error="too odd")
+            if str(done.request_id).endswith("/0")
+            else done
+            for done in super().step()
+        ]
+
+
+def test_a_failed_request_is_no_wrong_answer(taught: Taught, pool: RewardPool) -> None:
+    setup = Setup(taught, pool, slots=24, lag=5, kind=Failing)
+    rollout = setup.round()
+    assert len(rollout.batch) == 3
+    for group in rollout.groups:
+        assert group.scores[0] is None
+        assert None not in group.scores[1:]
+        assert group.results[0] is not None
+        assert "too odd" in group.results[0].detail
+    assert rollout.done.stats.unscorable_samples >= len(rollout.batch)

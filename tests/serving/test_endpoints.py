@@ -180,6 +180,38 @@ def test_parts_roles_and_fields_without_effect_are_taken(client):
     assert client.chat.completions.create(messages=again, **asked).choices
 
 
+def test_the_thinking_of_earlier_answers_is_left_out(client):
+    """Whether it comes back apart or in the text."""
+
+    def size(answer):
+        messages = [*CHAT, {"role": "assistant", **answer}, *CHAT]
+        reply = client.chat.completions.create(model="tiny", messages=messages, max_tokens=1)
+        return reply.usage.prompt_tokens
+
+    plain = size({"content": "mat"})
+    assert size({"content": "mat", "reasoning_content": "the cat"}) == plain
+    assert size({"content": "<think>\nthe cat\n</think>\n\nmat"}) == plain
+    assert size({"content": "mat <think>the cat</think>"}) > plain
+
+
+def test_usage_tells_what_was_in_the_cache(client):
+    """Of each prompt once, though the samples of a new one share its reading too."""
+    one, two = [[(7 * n + start) % 250 for n in range(40)] for start in (0, 100)]
+
+    def cached(prompt, **more):
+        options = {"stream_options": {"include_usage": True}} if "stream" in more else {}
+        asked = {"model": "tiny", "prompt": prompt, "max_tokens": 3, "n": 2, **more, **options}
+        reply = client.completions.create(**asked)
+        if "stream" in more:
+            *_, reply = reply
+        return reply.usage.prompt_tokens_details.cached_tokens
+
+    assert cached(one) == 0
+    assert cached(one) == cached(one, stream=True) == 39
+    assert cached([two, one]) == 39
+    assert cached([*one, *two]) == 40
+
+
 def test_null_asks_for_nothing(server):
     nulls = dict.fromkeys(("max_tokens", "stop", "suffix", "logit_bias", "best_of", "unheard_of"))
     reply = server.client.post("/v1/completions", json={"prompt": "a", **nulls})
@@ -201,6 +233,7 @@ def test_null_asks_for_nothing(server):
         ("completions", {"stop_token_ids": [5] * 200}, 400, "stop_token_ids", "at most 126"),
         ("completions", {"n": 17}, 400, "n", "allows 16"),
         ("completions", {"prompt": ["a"] * 300}, 400, "prompt", "split the call"),
+        ("completions", {"prompt": ["a"] * 40, "n": 7}, 400, "prompt", "40 x 7 = 280 answers"),
         ("completions", {"prompt": []}, 400, "prompt", "at least one"),
         ("completions", {"prompt": ["a", 3]}, 400, "prompt", "must be a string"),
         ("completions", {"prompt": [3, 100000]}, 400, "prompt", "outside 0..29"),
@@ -225,6 +258,12 @@ def test_null_asks_for_nothing(server):
             {"messages": [{"role": "user", "content": "cat " * 3000}]},
             400, "messages", "context has 1024",
         ),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": "7" * 90_000}]},
+            400, "messages", "more than",
+        ),
+        ("completions", {"prompt": ["a", "7" * 90_000]}, 400, "prompt", "more than"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_refused_by_name(server, path, change, status, param, words):
@@ -259,6 +298,8 @@ def test_paths_and_methods(server):
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
     for reply, status in (
         (server.client.get("/v1/nothing"), 404),
+        (server.client.get("/v1/models/"), 404),
+        (server.client.post("/v1/completions/", json={"prompt": "a"}), 404),
         (server.client.get("/v1/completions"), 405),
         (server.client.post("/health"), 405),
     ):

@@ -1,6 +1,7 @@
 """Limits, keys, and how a server ends."""
 
 import concurrent.futures
+import contextlib
 import json
 import signal
 import socket
@@ -11,6 +12,8 @@ import pytest
 
 from openmimo.cli import main
 from openmimo.errors import UserError
+from openmimo.inference import memory
+from openmimo.serving import serve
 from openmimo.serving.serve import bind
 
 LONG = {"prompt": "a", "max_tokens": 1000, "ignore_eos": True}
@@ -123,13 +126,25 @@ def test_a_full_queue_is_refused_and_a_deadline_kept(start, threads):
 def test_a_key_is_asked_for(start):
     environment = {"OPENMIMO_API_KEY": "another"}
     with start("--api-key", "näme 1", environment=environment) as server:
-        for given in (None, "Bearer", "Bearer näme", "näme 1", "Bearer näme 11", "Bearer another"):
+        for given in (
+            None,
+            "Bearer",
+            "Bearer näme",
+            "näme 1",
+            "Bearer näme 11",
+            "Bearer another",
+            "Basic näme 1",
+            "Bearer  näme 1",
+            "bearer",
+        ):
             headers = {"Authorization": given.encode()} if given else {}
             for path in ("/v1/models", "/metrics", "/nowhere"):
                 reply = httpx.get(server.url + path, headers=headers)
                 assert reply.status_code == 401
                 assert reply.json()["error"]["code"] == "invalid_api_key"
             assert post(server, {}, headers=headers).status_code == 401
+        headers = {"Authorization": "bEARER näme 1".encode()}
+        assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == 200
         headers = {"Authorization": "Bearer näme 1".encode()}
         assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == 200
         assert post(server, {"prompt": "a"}, headers=headers).status_code == 200
@@ -137,15 +152,22 @@ def test_a_key_is_asked_for(start):
         assert httpx.get(server.url).status_code == 200
 
 
-def raw_request(server, body, receive_buffer=None):
-    """A connection that has sent a request and read nothing."""
+def connect(server, receive_buffer=None):
+    """A connection without a request."""
     connection = socket.socket()
     if receive_buffer:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     host, port = server.url.removeprefix("http://").split(":")
+    connection.settimeout(10)
     connection.connect((host, int(port)))
+    return connection
+
+
+def raw_request(server, body, receive_buffer=None):
+    """A connection that has sent a request and read nothing."""
+    connection = connect(server, receive_buffer)
     data = json.dumps(body).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(data)}\r\n\r\n"
     connection.sendall(head.encode() + data)
     return connection
 
@@ -181,18 +203,69 @@ def test_a_slow_reader_stops_nobody_and_is_cut_off(start, stream):
 
 @pytest.mark.slow
 def test_who_never_finishes_a_request_is_cut_off(start):
+    """Nor does one byte now and then keep the connection, not even after a good request."""
     with start(first=IMPATIENT) as server:
-        host, port = server.url.removeprefix("http://").split(":")
-        head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{"
-        for sent, reply in ((b"", b""), (b"POST /v1", b""), (head, b"HTTP/1.1 408 ")):
-            with socket.create_connection((host, int(port)), timeout=10) as connection:
-                connection.sendall(sent)
-                try:
-                    assert connection.recv(13) == reply
-                    while connection.recv(1000):
-                        pass
-                except ConnectionResetError:
-                    assert not reply
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n"
+        good = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+        unread = b"GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n"
+        for sent, reply in (
+            (b"", b""),
+            (b"POST /v1", b""),
+            (head, b"HTTP/1.1 408 "),
+            (head + b"{", b"HTTP/1.1 408 "),
+            (good + b"GET /he", b"HTTP/1.1 200 "),
+            (unread, b"HTTP/1.1 200 "),
+        ):
+            began = time.monotonic()
+            assert drip(connect(server), sent).startswith(reply)
+            assert time.monotonic() - began < 5
+
+
+def drip(connection, sent):
+    """Send it, and a byte now and then until the server closes; everything it replied."""
+    connection.settimeout(0.1)
+    connection.sendall(sent)
+    reply, deadline = b"", time.monotonic() + 10
+    with connection:
+        while time.monotonic() < deadline:
+            try:
+                if not (data := connection.recv(1000)):
+                    break
+                reply += data
+            except TimeoutError:
+                with contextlib.suppress(OSError):
+                    connection.sendall(b"a" if sent else b"")
+            except ConnectionResetError:
+                break
+    return reply
+
+
+@pytest.mark.slow
+def test_many_clients_that_hold_back_the_end_of_a_body_are_refused(start):
+    with start("--max-body-bytes", "50000") as server:
+        body = b'{"prompt": "a", "user": "' + b"x" * 49_000
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
+        held = [connect(server) for _ in range(40)]
+        try:
+            for connection in held:
+                connection.sendall(head % (len(body) + 2) + body)
+            deadline = time.monotonic() + 10
+            large = {"prompt": "a", "max_tokens": 1, "user": "x" * 49_000}
+            while (reply := post(server, large)).status_code != 503:
+                assert time.monotonic() < deadline
+            assert reply.json()["error"]["code"] == "bodies_full"
+            assert "Retry-After" in reply.headers
+            assert server.client.get("/health").status_code == 200
+            for connection in held:
+                with contextlib.suppress(OSError):
+                    connection.sendall(b'"}')
+            replies = [connection.recv(12) for connection in held]
+            assert replies.count(b"HTTP/1.1 200") >= 16
+            assert set(replies) <= {b"HTTP/1.1 200", b"HTTP/1.1 503"}
+        finally:
+            for connection in held:
+                connection.close()
+        assert post(server, large).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -205,8 +278,14 @@ def test_who_never_finishes_a_request_is_cut_off(start):
         (("--timeout", "nan"), "--timeout is nan"),
         (("--port", "99999"), "--port is 99999"),
         (("--host", "no.such.host.invalid"), "cannot listen at"),
+        (("--timeout", "0"), "--timeout is 0"),
         (("--device", "toaster"), "--device toaster"),
+        (("--device", "meta"), "use cpu or cuda"),
         (("--api-key", " "), "key is empty"),
+        (("--api-key", ""), "key is empty"),
+        (("--api-key", " x "), "white space around"),
+        (("--api-key", "x\n"), "white space around"),
+        (("--api-key", "x\ny"), "control characters"),
     ],
 )
 def test_impossible_settings_are_one_line(folder, capsys, options, message):
@@ -214,6 +293,16 @@ def test_impossible_settings_are_one_line(folder, capsys, options, message):
     line = capsys.readouterr().err
     assert message in line
     assert line.count("\n") == 1
+
+
+def test_what_does_not_fit_the_memory_is_refused_before_loading(folder, capsys, monkeypatch):
+    monkeypatch.setattr(serve, "load_release", lambda *_: pytest.fail("the model was loaded"))
+    for options in (("--slots", str(10**7)), ("--max-length", "5000")):
+        assert main(["serve", str(folder), "--port", "0", *options]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1e5)
+    assert main(["serve", str(folder), "--port", "0"]) == 2
+    assert "0.0 GB are free: lower --slots" in capsys.readouterr().err
 
 
 def test_a_taken_port_is_refused():

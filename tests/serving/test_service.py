@@ -1,6 +1,7 @@
 """The engine's thread and its flights, without HTTP."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -116,6 +117,25 @@ def test_what_the_engine_refuses_fails_that_flight_alone(engine):
                 await bad.news()
             assert len((await collect(good))[0][0]) == 5
         assert service.in_flight == 0
+
+    run(engine, work)
+
+
+def test_a_request_that_the_engine_gives_up_is_no_short_answer(engine, monkeypatch):
+    step = engine.step
+
+    def failing():
+        return [replace(done, finish_reason="failed", error="too odd") for done in step()]
+
+    async def work(service):
+        monkeypatch.setattr(engine, "step", failing)
+        with (
+            service.submit([request(3), request(190)], False, 30) as flight,
+            pytest.raises(UserError, match="too odd"),
+        ):
+            await collect(flight)
+        while service.in_flight:
+            await asyncio.sleep(0.005)
 
     run(engine, work)
 

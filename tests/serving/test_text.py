@@ -1,31 +1,19 @@
 """The text layer: any cutting of the stream gives what the whole text gives."""
 
 import itertools
-import re
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openmimo.serving.text import AnswerText, StopStrings, ThinkSplitter, opens_thinking
+from openmimo.serving.text import AnswerText, StopStrings
 from openmimo.tokenizer import Tokenizer
 
-# Few characters, so that stop strings and tags often appear, whole and in part.
+from ..texts import pieces
+
+# Few characters, so that stop strings often appear, whole and in part.
 STOP_TEXT = st.text("ab", max_size=12)
 OVERLAPPING = ["b", "ab", "ba", "abb", "aab", "abab", "bb"]
 STOPS = st.lists(st.sampled_from(OVERLAPPING), max_size=3)
-TAGGED = st.lists(
-    st.sampled_from(["<think>", "</think>", "<", "</th", "think>", " ", "\n", "a", "é", "\u3000"]),
-    max_size=8,
-).map("".join)
-
-
-@st.composite
-def pieces(draw, text):
-    """`text` in pieces, some of them empty."""
-    whole = draw(text)
-    cuts = sorted(draw(st.lists(st.integers(0, len(whole)), max_size=3)))
-    return [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
 
 
 def cut(text, stops):
@@ -67,49 +55,6 @@ def test_only_a_possible_stop_is_held_back(parts, stops):
         assert held == "" or any(stop.startswith(held) for stop in stops)
 
 
-def split(text, opened):
-    """The same on a whole text, with a regular expression."""
-    start = re.match(r"\s*<think>", text)
-    if not (start or opened):
-        return "", text
-    reasoning, _, answer = text[start.end() if start else 0 :].partition("</think>")
-    return reasoning.strip(), answer.lstrip()
-
-
-@given(pieces(TAGGED), st.booleans())
-def test_thinking_is_split_off_whatever_the_pieces(parts, opened):
-    splitter = ThinkSplitter(opened)
-    fed = [*map(splitter.feed, parts), splitter.finish()]
-    both = tuple(map("".join, zip(*fed, strict=True)))
-    assert both == split("".join(parts), opened)
-
-
-@pytest.mark.parametrize(
-    ("text", "opened", "expected"),
-    [
-        ("no thinking", False, ("", "no thinking")),
-        ("<think>\nwell\n</think>\n\n42", False, ("well", "42")),
-        ("well\n</think>\n42", True, ("well", "42")),
-        ("<think>\n\n</think>\n42", False, ("", "42")),
-        ("<think>cut of", False, ("cut of", "")),
-        ("a <think> b </think>", False, ("", "a <think> b </think>")),
-        ("<think>a</think>b</think>", False, ("a", "b</think>")),
-    ],
-)
-def test_the_forms_that_models_write(text, opened, expected):
-    splitter = ThinkSplitter(opened)
-    first, last = splitter.feed(text), splitter.finish()
-    assert (first[0] + last[0], first[1] + last[1]) == expected
-
-
-def test_thinking_is_streamed_and_not_collected():
-    splitter = ThinkSplitter()
-    assert splitter.feed("<think>\nfirst") == ("first", "")
-    assert splitter.feed(" second </th") == (" second", "")
-    assert splitter.feed("ings") == (" </things", "")
-    assert splitter.feed("</think>yes") == ("", "yes")
-
-
 @given(data=st.data())
 def test_answers_are_the_decoded_tokens_cut_at_the_stop(tokenizer, data):
     """Characters of several tokens included; and each token's offset is where it begins."""
@@ -131,15 +76,6 @@ def test_answers_are_the_decoded_tokens_cut_at_the_stop(tokenizer, data):
         name = tokenizer.token_name(token_id)
         if not name.startswith(("bytes:", "<|")) and "\ufffd" not in whole:
             assert whole[offset : offset + len(name)] == name
-
-
-def test_a_prompt_may_open_the_thinking(tokenizer):
-    def prompt(text: str) -> list[int]:
-        return [*tokenizer.chat_prompt("the cat"), *tokenizer.encode(text)]
-
-    assert opens_thinking(tokenizer, prompt("<think>\n"))
-    assert not opens_thinking(tokenizer, prompt(""))
-    assert not opens_thinking(tokenizer, tokenizer.chat_prompt("say <think>"))
 
 
 def test_names_of_tokens_differ(tokenizer: Tokenizer):

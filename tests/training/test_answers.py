@@ -19,7 +19,7 @@ from openmimo.runs import Run
 from openmimo.tokenizer import Tokenizer
 from openmimo.training import answers, mtp_heads
 from openmimo.training.batch import IGNORE
-from openmimo.training.loss import backward_step
+from openmimo.training.loss import Objective, TrainingLoss, backward_step
 from openmimo.training.mtp_heads import AnswerSource, freeze_all_but
 from openmimo.training.packed_samples import PackedSamples
 
@@ -116,7 +116,8 @@ def test_the_loss_is_on_answers_alone(own: Recipe, start: Callable[[str], Run]) 
     stage = run.dir / "stages" / "mtp_heads"
     packed = PackedSamples(answers.read_answers(stage / "answers"), 64, 0, "mtp_heads")
     model = load_model(stage / "model")
-    source = AnswerSource(own.mtp_heads, packed, model, 0)
+    module = TrainingLoss(model, Objective([0], main=False), 4096)
+    source = AnswerSource(own.mtp_heads, packed, module, 0)
     batch = source.step(0).batch
     lines = [r for path in sorted(stage.glob("answers/*")) for _, r in read_records(path)]
     said = sorted(token for line in lines for token in line["answer_ids"])

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,27 @@ import torch
 from openmimo.config.schema import OptimizerConfig
 from openmimo.errors import UserError
 from openmimo.model.mimo import MiMo
-from openmimo.training.checkpoint import load_checkpoint, save_checkpoint
+from openmimo.training.checkpoint import Checkpoints
 from openmimo.training.optim import build_optimizer, update
+from openmimo.world import World
 
 MakeModel = Callable[..., MiMo]
+SHARDS = "__0_0.distcp"
 STATE = {"tokens": 12, "source": {"open": ["math", 3, 1], "share": 0.1}}
+
+
+def save_checkpoint(
+    folder: Path, step: int, model: MiMo, optimizer: torch.optim.AdamW, state: dict[str, Any]
+) -> None:
+    """Save and wait until it is written."""
+    with Checkpoints(folder, World()) as checkpoints:
+        checkpoints.save(step, model, optimizer, state)
+
+
+def load_checkpoint(
+    folder: Path, model: MiMo, optimizer: torch.optim.AdamW
+) -> dict[str, Any] | None:
+    return Checkpoints(folder, World()).load(model, optimizer)
 
 
 def take_steps(model: MiMo, optimizer: torch.optim.AdamW, steps: int, seed: int = 0) -> None:
@@ -94,7 +111,7 @@ def test_a_half_written_one_is_ignored_and_replaced(make_model: MakeModel, tmp_p
     save_checkpoint(tmp_path, 5, model, optimizer, {})
     half = tmp_path / "step-000000006.tmp"
     half.mkdir()
-    (half / "model.safetensors").write_bytes(b"half")
+    (half / SHARDS).write_bytes(b"half")
     assert load_checkpoint(tmp_path, model, optimizer) == {"step": 5}
     save_checkpoint(tmp_path, 6, model, optimizer, {})
     assert load_checkpoint(tmp_path, model, optimizer) == {"step": 6}
@@ -110,7 +127,7 @@ def empty(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, empty, Path.unlink])
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("file", [SHARDS, ".metadata", "state.json"])
 def test_damage_is_named_with_its_folder(
     damage: Callable[[Path], None], file: str, make_model: MakeModel, tmp_path: Path
 ) -> None:
@@ -167,7 +184,7 @@ def test_decay_spares_norms_biases_and_the_embedding(make_model: MakeModel) -> N
         assert decay.get(id(parameter)) == expected, name
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
+@pytest.mark.parametrize("file", [SHARDS, ".metadata"])
 def test_a_single_flipped_bit_is_noticed(make_model: MakeModel, tmp_path: Path, file: str) -> None:
     model, optimizer = trained(make_model)
     save_checkpoint(tmp_path, 5, model, optimizer, STATE)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openmimo.model.mimo import MiMo
 from openmimo.training.batch import IGNORE, Batch, Segment, batch_rows
-from openmimo.training.loss import backward_step, count_targets, losses
+from openmimo.training.loss import LossParts, Objective, TrainingLoss, backward_step, count_targets
 
 LAYERS = (0, 1, 2)
 PAD = 279
@@ -54,6 +54,12 @@ def alone(model: MiMo, segment: Segment, ahead: int) -> list[Tensor]:
     ]
 
 
+def loss_parts(model: MiMo, batch: Batch, objective: Objective, weight: float = 1.0) -> LossParts:
+    counts = count_targets(batch, objective)
+    parts: LossParts = TrainingLoss(model, objective, 4096)(batch, counts, weight)
+    return parts
+
+
 def gradients(model: MiMo) -> dict[str, Tensor]:
     """Gradients so far, and a clean slate."""
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -82,10 +88,12 @@ def test_packed_losses_and_gradient_are_those_of_each_document_alone(
 
 def test_targets_are_counted_for_each_loss(batch: Batch) -> None:
     # A, B, C, D, D, A; B loses its prompt only, D has its first token as prompt.
-    assert count_targets(batch, LAYERS) == (
+    assert count_targets(batch, Objective(LAYERS)).tolist() == [
         5 + 4 + 1 + 6 + 6 + 5,
-        [4 + 4 + 0 + 5 + 5 + 4, 3 + 4 + 0 + 4 + 4 + 3, 2 + 4 + 0 + 3 + 3 + 2],
-    )
+        4 + 4 + 0 + 5 + 5 + 4,
+        3 + 4 + 0 + 4 + 4 + 3,
+        2 + 4 + 0 + 3 + 3 + 2,
+    ]
 
 
 @pytest.mark.parametrize("other", [1, 2])
@@ -99,8 +107,7 @@ def test_another_document_changes_neither_loss_nor_gradient(model: MiMo, other: 
 
     results = []
     for tokens in ([100, 101, 102, 103], [150, 9, 5, 151]):
-        found = losses(model, around(tokens), LAYERS)
-        loss = found.main + sum(found.mtp)
+        loss = loss_parts(model, around(tokens), Objective(LAYERS)).total
         loss.backward()
         results.append((loss.detach(), gradients(model)))
     (loss, grads), (other_loss, other_grads) = results
@@ -169,7 +176,36 @@ def test_micro_batches_change_nothing(model: MiMo, batch: Batch) -> None:
 
 def test_copies_do_not_move_the_trunk(model: MiMo, batch: Batch) -> None:
     """Layer 0 is part of the objective; from layer 1 on the hidden state is detached."""
-    losses(model, batch, (1, 2), main=False).mtp[0].backward(retain_graph=True)
+    loss_parts(model, batch, Objective((1, 2), main=False)).total.backward()
     assert not any(name.startswith("model.layers.") for name in gradients(model))
-    losses(model, batch, (0,), main=False).mtp[0].backward()
+    loss_parts(model, batch, Objective((0,), main=False)).total.backward()
     assert gradients(model)["model.layers.0.mlp.up_proj.weight"].any()
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_agreement_is_that_of_greedy_drafts(model: MiMo, batch: Batch, main: bool) -> None:
+    """Counted document by document; without the main loss, against the targets.
+
+    The head knows only few tokens, or the random layers would never agree.
+    """
+    with torch.no_grad():
+        known = torch.randn(5, 16, generator=torch.Generator().manual_seed(2))
+        model.lm_head.weight.zero_()[[3, 7, 24, 60, 66]] = known
+    expected = [0, 0, 0]
+    for layer in LAYERS:
+        for document in (A, B, D, D, A):
+            ids = torch.from_numpy(document.ids)[None]
+            positions = torch.arange(ids.shape[1])[None]
+            hidden = model.hidden(ids, positions)
+            trunk = model.logits(hidden)[0].argmax(-1)
+            kept = ids.shape[1] - 1 - layer
+            draft = model.mtp_draft(
+                layer, hidden[:, :kept], ids[:, 1 + layer :], positions[:, :kept]
+            )
+            guess = model.lm_head(draft)[0].argmax(-1)
+            for t in range(max(0, document.loss_from - 2 - layer), kept - 1):
+                wanted = trunk[t + 1 + layer] if main else ids[0, t + 2 + layer]
+                expected[layer] += int(guess[t] == wanted)
+    counts = count_targets(batch, Objective(LAYERS)).tolist()[1:]
+    assert all(0 < agreed < count for agreed, count in zip(expected, counts, strict=True))
+    assert loss_parts(model, batch, Objective(LAYERS, main=main)).agree.tolist() == expected

@@ -1,6 +1,7 @@
 """The copies of the MTP layer: equal at the start, and all that is trained."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,17 @@ from openmimo.runs import Run
 from openmimo.training import mtp_heads
 from openmimo.training.batch import Batch
 from openmimo.training.loss import backward_step
-from openmimo.training.mtp_heads import freeze_all_but, with_copied_layers
+from openmimo.training.mtp_heads import copied_layers, freeze_all_but
+from openmimo.training.weights import fill
+
+
+def with_copied_layers(base: MiMo, layers: int, folder: Path) -> MiMo:
+    save_model(base, folder, torch.float32)
+    model, weights = copied_layers(folder, layers)
+    model.to_empty(device="cpu")
+    fill(model, weights)
+    return model
+
 
 COPIES = ("model.mtp_layers.1.", "model.mtp_layers.2.")
 
@@ -31,8 +42,10 @@ def batch() -> Batch:
     return Batch(ids, torch.arange(12).expand_as(ids), ids)
 
 
-def test_copies_equal_layer_0_and_the_rest_is_as_before(base: MiMo, batch: Batch) -> None:
-    grown = with_copied_layers(base, 3)
+def test_copies_equal_layer_0_and_the_rest_is_as_before(
+    base: MiMo, batch: Batch, tmp_path: Path
+) -> None:
+    grown = with_copied_layers(base, 3, tmp_path / "base")
     assert len(grown.mtp_layers) == 3
     first, *copies = (layer.state_dict() for layer in grown.mtp_layers)
     for copy in copies:
@@ -46,8 +59,8 @@ def test_copies_equal_layer_0_and_the_rest_is_as_before(base: MiMo, batch: Batch
     assert len(pointers) == len([*base.parameters(), *grown.parameters()])
 
 
-def test_only_the_copies_get_a_gradient(base: MiMo, batch: Batch) -> None:
-    model = with_copied_layers(base, 3)
+def test_only_the_copies_get_a_gradient(base: MiMo, batch: Batch, tmp_path: Path) -> None:
+    model = with_copied_layers(base, 3, tmp_path / "base")
     freeze_all_but(model, range(1, 3))
     main, mtp = backward_step(model, batch, (1, 2), 1.0, 100, main=False)
     assert main == 0
@@ -66,7 +79,7 @@ def test_the_stage_trains_the_copies_alone(
     upstream.finish()
     mtp_heads.run(recipe, run)
     model = load_model(run.dir / "stages" / "mtp_heads" / "model")
-    start = with_copied_layers(base, 3).state_dict()
+    start = with_copied_layers(base, 3, run.dir.parent / "base").state_dict()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, start[name]) != name.startswith(COPIES), name
     assert model.rope_base == 640_000.0

@@ -10,7 +10,7 @@ from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request
 from openmimo.model.mimo import MiMo
 from openmimo.training.batch import Batch
-from openmimo.training.loss import count_targets, losses
+from openmimo.training.loss import Objective, TrainingLoss, count_targets
 from openmimo.training.online_mtp import OnlineMTP
 
 LAYERS = 2
@@ -71,16 +71,18 @@ def test_the_loss_is_that_of_the_training_code(model: MiMo, taught: Any) -> None
     online = OnlineMTP(model, 1, 0.0, tokens=10_000, tokens_per_microbatch=1)
     asked = requests(taught, 7, seed=3)
     answers = engine_of(model, online).run(asked)
+    objective = Objective(range(LAYERS), main=False)
+    loss = TrainingLoss(model, objective, 4096)
     expected, counts = np.zeros(LAYERS), np.zeros(LAYERS)
     for request, answer in zip(asked, answers, strict=True):
         ids = torch.tensor([[*request.prompt_ids, *answer.token_ids.tolist()]])
         targets = ids.clone()
         targets[:, : len(request.prompt_ids)] = -100
         batch = Batch(ids, torch.arange(ids.shape[1])[None], targets)
+        found = count_targets(batch, objective)
         with torch.no_grad():
-            found = losses(model, batch, range(LAYERS), main=False).mtp
-        expected += [float(loss) for loss in found]
-        counts += count_targets(batch, range(LAYERS))[1]
+            expected += loss(batch, found, 1.0).sums[1:].numpy()
+        counts += found[1:].numpy()
     first, _ = online.refresh()
     np.testing.assert_allclose(first, expected / counts, rtol=1e-4)
 

@@ -1,6 +1,8 @@
 """The schedule's arithmetic, and the report's own table in the `mimo-7b` preset."""
 
 import math
+import time
+from fractions import Fraction
 from itertools import pairwise
 
 import pytest
@@ -88,6 +90,61 @@ def test_mimo_7b_between_the_boundaries(table: Schedule) -> None:
     assert table.at(23_534 * B).learning_rate == pytest.approx(2e-5)
 
 
+BOUNDARIES = [0, 84 * B, 168 * B, 10_284 * B, 17_784 * B, 21_784 * B, 23_284 * B, 23_784 * B]
+HALVES = [(first + last) // 2 for first, last in pairwise(BOUNDARIES)]
+
+
+def expected(tokens: int) -> tuple[float, int, int, int, float]:
+    """Section 4 of the recipe as formulas: rate, batch, length, RoPE base, MTP weight."""
+
+    def fall(first: float, last: float, start: int, end: int) -> float:
+        """Half a period of the cosine, by the half-angle formula."""
+        done = Fraction(min(tokens, end) - start, end - start)
+        return last + (first - last) * math.cos(math.pi / 2 * float(done)) ** 2
+
+    if tokens < 84 * B:
+        rate = 1.07e-4 * float(Fraction(tokens, 84 * B))
+    elif tokens < 10_284 * B:
+        rate = 1.07e-4
+    elif tokens < 17_784 * B:
+        rate = fall(1.07e-4, 3e-5, 10_284 * B, 17_784 * B)
+    elif tokens < 23_284 * B:
+        rate = 3e-5
+    else:
+        rate = fall(3e-5, 1e-5, 23_284 * B, 23_784 * B)
+    # One straight line from 64 to 2560, though the table has two rows for it.
+    batch = round(64 + Fraction(2496 * tokens, 168 * B)) if tokens < 168 * B else 2560
+    weight = 0.3 if tokens < 10_284 * B else 0.1
+    if tokens < 21_784 * B:
+        return rate, batch, 8192, 10_000, weight
+    return rate, 640, 32_768, 640_000, weight
+
+
+def check(table: Schedule, tokens: int) -> None:
+    point = table.at(tokens)
+    rate, *rest = expected(tokens)
+    assert point.learning_rate == pytest.approx(rate, rel=1e-9, abs=1e-20)
+    assert [point.batch, point.length, point.rope_base, point.mtp_weight] == rest
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    sorted({max(t + near, 0) for t in BOUNDARIES for near in (-1, 0, 1)} | {*HALVES}),
+)
+def test_mimo_7b_just_before_at_and_after_every_boundary(table: Schedule, tokens: int) -> None:
+    check(table, tokens)
+
+
+@given(tokens=st.integers(0, 24 * T))
+def test_mimo_7b_everywhere(table: Schedule, tokens: int) -> None:
+    check(table, tokens)
+
+
+@given(tokens=st.integers(0, 170 * B))
+def test_mimo_7b_warms_up_by_the_formulas(table: Schedule, tokens: int) -> None:
+    check(table, tokens)
+
+
 def test_mimo_7b_mixtures(table: Schedule) -> None:
     first, second, third = (table.at(tokens).mixture for tokens in (0, 20 * T, 22 * T))
     assert not first.get("synthetic")
@@ -130,6 +187,42 @@ def test_steps_count_their_own_tokens() -> None:
     last, point = walk[-1]
     assert last < 200 <= last + point.batch * point.length
     assert [point.batch for _, point in walk] == [1, 1, 2, 3, 4, 5]
+
+
+@given(
+    ends=st.lists(st.integers(1, 5000), min_size=1, max_size=4, unique=True),
+    batches=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=4, max_size=4),
+    length=st.integers(2, 30),
+)
+def test_spans_are_the_steps(ends: list[int], batches: list[tuple[int, int]], length: int) -> None:
+    # Rows may be shorter than a step, and then give none.
+    rows = zip(sorted(ends), batches, strict=False)
+    schedule = Schedule(
+        tuple(row(end, batch=batch, length=length, stage=str(end)) for end, batch in rows)
+    )
+    counted = [
+        (span.start + step * span.batch * length, schedule.rows[span.row].stage, span.batch)
+        for span in schedule.spans()
+        for step in range(span.steps)
+    ]
+    assert counted == [(tokens, point.stage, point.batch) for tokens, point in schedule.steps()]
+
+
+def test_mimo_7b_s_steps_are_counted_without_walking(table: Schedule) -> None:
+    began = time.process_time()
+    spans = list(table.spans())
+    assert time.process_time() - began < 2  # walking takes over ten seconds
+    # By hand: all rows but the warm-up have steps of 20,971,520 tokens.
+    after = [span for span in spans if span.row > 1]
+    full = (23_784 - 168) * B / 20_971_520
+    assert sum(span.steps for span in after) == pytest.approx(full, abs=6)
+    # Linear warm-up: the integral of tokens over 8192 (64 + 2496 tokens / 168B).
+    warm = 168 * B / (8192 * 2496) * math.log(2560 / 64)
+    steps = sum(span.steps for span in spans if span.row < 2)
+    assert steps == pytest.approx(warm, rel=1e-3)
+    assert sum(span.steps * span.batch for span in spans if span.row < 2) * 8192 == pytest.approx(
+        168 * B, abs=20_971_520
+    )
 
 
 @given(st.integers(0, 400))
