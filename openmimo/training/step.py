@@ -78,7 +78,7 @@ def train_step(
         norm = update(optimizer, learning_rate, clip)
         clock.mark("update")
     losses = (world.sum(sums.cpu().double()) / counts.clamp(min=1)).tolist()
-    accepted = (world.sum(agree.cpu()) / counts[1:].clamp(min=1)).tolist()
+    accepted = (world.sum(agree.cpu().double()) / counts[1:].clamp(min=1)).tolist()
     main = losses[0] if module.objective.main else None
     return StepResult(main, losses[1:], accepted, int(counts[0]), norm)
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
-from openmimo.config.schema import Recipe, RLConfig
+from openmimo import trackers
+from openmimo.config.schema import ComputeConfig, Recipe, RLConfig
 from openmimo.data.documents import write_records
 from openmimo.errors import UserError
 from openmimo.metrics import read_metrics
@@ -61,16 +63,25 @@ def start(taught: Taught, tmp_path: Path) -> Callable[..., Path]:
     return start
 
 
+def stored(checkpoint: Path) -> dict[str, bytes]:
+    """Every weight and moment of a checkpoint."""
+    reader = dcp.FileSystemReader(checkpoint)
+    entries = reader.read_metadata().state_dict_metadata
+    state = {name: torch.empty(entry.size) for name, entry in entries.items()}
+    dcp.load(state, storage_reader=reader, no_dist=True)
+    return {name: tensor.numpy().tobytes() for name, tensor in state.items()}
+
+
 def result(folder: Path) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
     """Model files and moments, and the metrics but for clocks."""
     stage = folder / "stages" / "rl"
     last = max((stage / "checkpoints").iterdir())
-    files = [*sorted((stage / "model").iterdir()), last / "optimizer.safetensors"]
+    files = sorted((stage / "model").iterdir())
     metrics = [
         {key: value for key, value in record.items() if key not in CLOCKS}
         for record in read_metrics(stage / "metrics.jsonl")
     ]
-    return {path.name: path.read_bytes() for path in files}, metrics
+    return {path.name: path.read_bytes() for path in files} | stored(last), metrics
 
 
 def test_stopping_and_going_on_changes_no_bit(
@@ -101,10 +112,30 @@ def test_stopping_and_going_on_changes_no_bit(
 
 
 def test_too_hard_problems_end_the_stage(
-    taught: Taught, start: Callable[..., Path], make_recipe: Callable[..., Recipe]
+    taught: Taught,
+    start: Callable[..., Path],
+    make_recipe: Callable[..., Recipe],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Its trackers have every step before it, and hear that it failed."""
+    heard: list[Any] = []
+
+    class Tracker:
+        def __init__(self, curve: trackers.Curve) -> None:
+            heard.append(curve.stage)
+
+        def log(self, step: int, values: dict[str, float]) -> None:
+            heard.append((step, values["pass_rate"]))
+
+        def close(self, failed: bool) -> None:
+            heard.append(failed)
+
+    monkeypatch.setitem(trackers.OPENERS, "wandb", Tracker)
+    compute = ComputeConfig(trackers=("wandb",))
+    recipe = make_recipe(max_prompts=3).model_copy(update={"compute": compute})
     with pytest.raises(UserError, match="2 steps in a row found fewer than 2 prompts"):
-        train.run(make_recipe(max_prompts=3), Run(start("run", answer="7")), "rl")
+        train.run(recipe, Run(start("run", answer="7")), "rl")
+    assert heard == ["rl", (1, 0.0), True]
 
 
 def test_an_answer_ends_where_the_context_is_full(
