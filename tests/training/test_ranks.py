@@ -176,7 +176,7 @@ def test_a_rank_that_hangs_is_named_in_time(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--shutdown-timeout", "1", "--nproc-per-node", "3", str(tmp_path / "hangs.py")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, env=ENVIRONMENT)
-    assert "rank 0: UserError: no answer from rank 1: it has died or hangs" in done.stdout
+    assert "rank 0: RankError: no answer from rank 1: it has died or hangs" in done.stdout
 
 
 @pytest.mark.parametrize("verb", ["data", "speedrun", "rl", "eval", "report"])
