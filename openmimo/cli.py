@@ -15,6 +15,7 @@ from openmimo.cli_models import MODEL_VERBS, add_model_verbs
 from openmimo.cli_plan import add_plan_verb, plan
 from openmimo.cli_serve import add_serve_verb
 from openmimo.errors import UserError
+from openmimo.torchrun import end_with_torchrun, tell_torchrun
 
 if TYPE_CHECKING:
     from openmimo.config.schema import Recipe
@@ -124,7 +125,9 @@ def main(arguments: list[str] | None = None) -> int:
         if message is None:
             raise
         where = f"rank {rank}: " if (rank := os.environ.get("RANK")) else ""
-        print(f"mimo: error: {where}{' '.join(message.splitlines())}", file=sys.stderr, flush=True)
+        line = f"mimo: error: {where}{' '.join(message.splitlines())}"
+        print(line, file=sys.stderr, flush=True)
+        tell_torchrun(line)
         return 2
     return 0
 
@@ -147,6 +150,7 @@ def _at(error: OSError) -> str:
 
 
 def run_verb(arguments: list[str]) -> None:
+    end_with_torchrun()
     parser = make_parser()
     options, overrides = parser.parse_known_args(arguments)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
