@@ -34,6 +34,7 @@ from openmimo.training.memory import CUDA, Workload, training_memory
 from openmimo.training.optim import build_optimizer
 from openmimo.training.parallel import prepare
 from openmimo.training.step import train_step
+from openmimo.training.throughput import StepClock
 from openmimo.training.weights import Weights, empty_model
 from openmimo.world import World
 
@@ -58,6 +59,7 @@ class Trainer:
 
     def __init__(self, config: ModelConfig, compute: ComputeConfig) -> None:
         self.config, self.compute = config, compute
+        self._clock = StepClock(WORLD.device)
         self._module = prepare(
             empty_model(config), weights(config), Objective((0,)), compute, WORLD
         )
@@ -94,7 +96,16 @@ class Trainer:
         )
         batch = batch_rows([[Segment(row)] for row in ids], LENGTH, pad_id=0)
         result = train_step(
-            self._module, self._optimizer, batch, len(ids), 1e-4, 0.3, 1.0, tokens, WORLD
+            self._module,
+            self._optimizer,
+            batch,
+            len(ids),
+            1e-4,
+            0.3,
+            1.0,
+            tokens,
+            WORLD,
+            self._clock,
         )
         if not math.isfinite(result.norm):
             raise RuntimeError("a step was skipped: the optimiser holds less than it would")

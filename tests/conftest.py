@@ -1,6 +1,8 @@
 """Settings of the whole suite, and a model that can be rewarded."""
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +19,24 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No deadline: a busy machine is not a failing property. Failing examples are printed in full.
 settings.register_profile("openmimo", deadline=None, print_blob=True)
 settings.load_profile("openmimo")
+
+
+@pytest.fixture(scope="session")
+def data_file() -> Callable[[str], Path]:
+    """Finds a file of the public data sets, such as "gsm8k/test.jsonl"; without it the test skips.
+
+    They are looked for in the folder that OPENMIMO_TEST_DATA names, else in `shared/data` beside
+    the repository.
+    """
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    root = Path(os.environ.get("OPENMIMO_TEST_DATA", beside))
+
+    def find(name: str) -> Path:
+        if not (root / name).is_file():
+            pytest.skip(f"no {name} in {root}: set OPENMIMO_TEST_DATA")
+        return root / name
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -189,7 +189,7 @@ def test_ctrl_c_while_a_model_loads_promises_nothing(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("openmimo.serving.serve.load_release", interrupted)
+    monkeypatch.setattr("openmimo.serving.serve.check_model", interrupted)
     assert cli.main(["serve", str(tmp_path), "--port", "0"]) == 130
     assert "goes on" not in capsys.readouterr().err
 

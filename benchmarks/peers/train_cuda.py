@@ -13,23 +13,29 @@ reaches: no training is faster.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from train_work import SHAPES, WORKS, Work, model_flops, packed_rows
 
-from openmimo.config.schema import ModelConfig, OptimizerConfig
-from openmimo.model.mimo import MiMo
+from openmimo.config.schema import ComputeConfig, ModelConfig, OptimizerConfig
+from openmimo.model.layout import tensor_shapes
+from openmimo.model.mimo import init_tensor
 from openmimo.training.batch import Batch
-from openmimo.training.loss import Objective, TrainingLoss, count_targets
-from openmimo.training.optim import build_optimizer, update
+from openmimo.training.loss import Objective
+from openmimo.training.optim import build_optimizer
+from openmimo.training.parallel import prepare
+from openmimo.training.step import train_step
+from openmimo.training.throughput import StepClock
+from openmimo.training.weights import Weights, empty_model
+from openmimo.world import World
 
+WORLD = World()
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 RUNS = {  # name: work, MTP layers, compiled
     "mfu_135m": ("135m_cuda", 0, True),
@@ -43,18 +49,28 @@ WARM_UP = 3
 
 
 def measure(work: Work, mtp_layers: int, compiled: bool) -> dict[str, float]:
-    """Tokens and model FLOPs a second, and the most memory."""
+    """Tokens and model FLOPs a second, and the most memory; steps as the stages do them."""
     torch.cuda.reset_peak_memory_stats()
-    loss = sharded(work, mtp_layers, compiled)
+    config = ModelConfig(
+        **SHAPES[work.shape],
+        max_position_embeddings=work.length,
+        num_nextn_predict_layers=mtp_layers,
+    )
+    compute = ComputeConfig(dtype="bfloat16", compile=compiled)
+    module = prepare(
+        empty_model(config), weights(config), Objective(range(mtp_layers)), compute, WORLD
+    )
     settings = OptimizerConfig()
-    optimizer = build_optimizer(loss.model.named_parameters(), settings)
-    ids, positions = (torch.from_numpy(x).cuda() for x in packed_rows(work))
+    optimizer = build_optimizer(module.named_parameters(), settings)
+    ids, positions = (torch.from_numpy(x) for x in packed_rows(work))
     batch = Batch(ids, positions, ids)
-    counts = count_targets(batch, loss.objective)
+    clock = StepClock(WORLD.device)
 
     def step() -> float:
-        loss(batch, counts, 0.3).total.backward()
-        return update(optimizer, 1e-4, settings.clip)
+        result = train_step(
+            module, optimizer, batch, work.rows, 1e-4, 0.3, settings.clip, ids.numel(), WORLD, clock
+        )
+        return result.norm
 
     for _ in range(WARM_UP):
         step()
@@ -73,27 +89,12 @@ def measure(work: Work, mtp_layers: int, compiled: bool) -> dict[str, float]:
     }
 
 
-def sharded(work: Work, mtp_layers: int, compiled: bool) -> TrainingLoss:
-    """The model on the GPU, under FSDP2."""
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-    config = ModelConfig(
-        **SHAPES[work.shape],
-        max_position_embeddings=work.length,
-        num_nextn_predict_layers=mtp_layers,
-    )
-    with torch.device("cuda"):
-        model = MiMo(config)
-    model.init_weights(torch.Generator("cuda").manual_seed(0))
-    model.train()
-    loss = TrainingLoss(model, Objective(range(mtp_layers)), head_chunk=4096)
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    for layer in (*model.model.layers, *model.mtp_layers):
-        if compiled:
-            layer.compile()
-        fully_shard(layer, mp_policy=policy)
-    fully_shard(loss, mp_policy=policy)
-    return loss
+def weights(config: ModelConfig) -> Weights:
+    """Random weights, drawn on the device: a billion of them takes long on a CPU."""
+    for name, shape in tensor_shapes(config):
+        weight = torch.empty(shape, device=WORLD.device)
+        init_tensor(name, weight, config.initializer_range)
+        yield name, weight
 
 
 def matmul() -> float:
@@ -122,9 +123,7 @@ def main() -> None:
     result: dict[str, Any] = {"gpu": name, "torch": torch.__version__, "peak": peak}
     result["matmul"] = matmul()
     print(result, file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        store = torch.distributed.FileStore(str(Path(folder) / "store"), 1)
-        torch.distributed.init_process_group("nccl", store=store, rank=0, world_size=1)
+    with WORLD:
         for key in options.only or RUNS:
             work, mtp_layers, compiled = RUNS[key]
             try:
@@ -137,8 +136,8 @@ def main() -> None:
             result.setdefault("runs", {})[key] = found
             print(key, result.get(key), found, file=sys.stderr, flush=True)
             torch._dynamo.reset()
+            gc.collect()
             torch.cuda.empty_cache()
-        torch.distributed.destroy_process_group()
     json.dump(result, options.json, indent=2)
     options.json.write("\n")
 

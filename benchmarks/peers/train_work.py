@@ -62,8 +62,8 @@ WORKS = {
     "nano_long": Work("nano", 2, 512, 100, 10),  # its stage 3
     "135m": Work("135m", 1, 2048, 400, 1),
     "135m_short": Work("135m", 2, 512, 0, 1),
-    "135m_cuda": Work("135m", 16, 2048, 0, 8),
-    "1b_cuda": Work("1b", 4, 2048, 0, 8),
+    "135m_cuda": Work("135m", 48, 2048, 0, 6),
+    "1b_cuda": Work("1b", 16, 2048, 0, 6),
     "sft": Work("135m", 2, 1024, 250, 1, sft=True),
     "sft_nano": Work("nano", 4, 512, 120, 5, sft=True),
 }

@@ -137,6 +137,11 @@ class ShardReader:
                 "write the shards again"
             )
 
+    @property
+    def bytes(self) -> int:
+        """Size of the tokens on disk."""
+        return self._tokens.nbytes
+
     def __len__(self) -> int:
         """Documents in one epoch."""
         return self.meta.documents

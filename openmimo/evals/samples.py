@@ -23,7 +23,7 @@ class Sample:
     tokens: length of the answer, its stop token included.
     truncated: whether it was cut off at the length limit.
     correct: None where it could not be judged.
-    status, detail: how the verdict came about (`rewards.verdict.RewardResult`).
+    status, detail: how the verdict came about (`rewards.verdict.Verdict`).
     """
 
     id: str

@@ -9,7 +9,7 @@ from openmimo.inference.protocol import Completion, RequestId
 from openmimo.model.mimo import MiMo
 from openmimo.progress import Progress
 from openmimo.rewards.pool import RewardPool
-from openmimo.rewards.verdict import RewardResult
+from openmimo.rewards.verdict import Verdict
 from openmimo.rollout.driver import REWARD_DEADLINE
 from openmimo.runs import Interrupt
 
@@ -87,7 +87,7 @@ class _Grader:
         """Share of the judged samples that are right; 0 before the first."""
         return self._right / max(1, self._judged)
 
-    def _sample(self, request_id: RequestId, result: RewardResult) -> Sample:
+    def _sample(self, request_id: RequestId, result: Verdict) -> Sample:
         completion, response = self._completions.pop(request_id)
         problem, number = key_of(request_id)
         correct = None if result.score is None else result.correct

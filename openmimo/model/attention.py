@@ -80,6 +80,7 @@ class Varlen:
         starts = document_starts(positions).flatten().nonzero()[:, 0]
         self._bounds = F.pad(starts, (0, 1), value=positions.numel()).int()
         self._longest = positions.shape[1]
+        self._options = _varlen_options()
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
@@ -87,7 +88,7 @@ class Varlen:
         flat = [x.flatten(0, 1) for x in (q, k, v)]
         sizes = (self._bounds, self._bounds, self._longest, self._longest)
         attend: Any = varlen_attn  # its options depend on torch
-        out: Tensor = attend(*flat, *sizes, **_varlen_options())
+        out: Tensor = attend(*flat, *sizes, **self._options)
         return out.view(q.shape)
 
 

@@ -1,1 +1,14 @@
 """Rewards: rule-based accuracy only (MiMo report, section 3.3). Mathematics and code."""
+
+from openmimo.rewards.math import extract_answer
+from openmimo.rewards.math_verifier import MathVerifier, RawOptions, verify_math, verify_math_batch
+from openmimo.rewards.verdict import Verdict
+
+__all__ = [
+    "MathVerifier",
+    "RawOptions",
+    "Verdict",
+    "extract_answer",
+    "verify_math",
+    "verify_math_batch",
+]

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 from openmimo.judge.verdict import SolutionVerdict, Status
 from openmimo.rewards.difficulty import Levels, Scheme, reward
-from openmimo.rewards.verdict import RewardResult
+from openmimo.rewards.verdict import Verdict
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([^\s`]*)[ \t]*\r?$", re.MULTILINE)
 _LANGUAGES = ("python", "python3", "py")
 
-NO_PROGRAM = RewardResult(0.0, Status.UNPARSEABLE, "no ```python block")
+NO_PROGRAM = Verdict(0.0, Status.UNPARSEABLE, "no ```python block")
 
 
 def extract_program(response: str) -> str | None:
@@ -38,17 +38,17 @@ def score_verdict(
     scheme: Scheme,
     levels: Levels | None = None,
     weights: Sequence[float] | None = None,
-) -> RewardResult:
+) -> Verdict:
     """The reward of a judged solution. A program that crashes is scored by its tests, as failed."""
     if verdict.judge_failed:
         failed = next(t for t in verdict.tests if t.status is Status.JUDGE_ERROR)
-        return RewardResult(None, Status.JUDGE_ERROR, failed.detail)
+        return Verdict(None, Status.JUDGE_ERROR, failed.detail)
     passed = verdict.passed
     score = reward(scheme, passed, levels, weights)
     first_failure = next((t for t in verdict.tests if t.status is not Status.OK), None)
     detail = f"{sum(passed)}/{len(passed)} tests"
     if first_failure is None:
-        return RewardResult(score, Status.OK, detail, passed)
+        return Verdict(score, Status.OK, detail, passed)
     if first_failure.detail:
         detail += f"; {first_failure.detail}"
-    return RewardResult(score, first_failure.status, detail, passed)
+    return Verdict(score, first_failure.status, detail, passed)

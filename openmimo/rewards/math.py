@@ -1,46 +1,39 @@
-"""The reward of a mathematics answer, the part that is pure and instant.
+"""The verdict on a mathematics answer, the part that is pure and instant.
 
 A response needs its answer in a final `\\boxed{...}`: the model learns that format from the reward.
-`quick_result` decides most answers without algebra; what it leaves open goes to Math-Verify, in a
-killable process (`math_verifier.py`).
+`quick_verdict` decides most answers without algebra; what it leaves open goes to Math-Verify, in a
+killable process (`math_verifier.py`). docs/rewards.md lists the decisions and their reasons.
 """
 
-import math
 import re
 from fractions import Fraction
 
-from openmimo.judge.verdict import Status
-from openmimo.rewards.verdict import RewardResult
+from openmimo.rewards.math_cost import too_costly
+from openmimo.rewards.math_spelling import closing_brace, normalise, squeeze, value_of
+from openmimo.rewards.math_units import unit
+from openmimo.rewards.verdict import Verdict, right, unparseable, wrong
 
 MAX_ANSWER_CHARS = 300
-_MAX_POWER_DIGITS = 1000  # of the number that a tower of powers stands for
-_MAX_FACTORIAL = 1000
-_MAX_DEPTH = 30
 
-# Unicode's dashes and full-width forms (digits among them) to ASCII. Not NFKC: it turns x² to x2.
-_SPELLINGS = {
-    **dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2212"), "-"),
-    **{0xFF01 + i: chr(0x21 + i) for i in range(94)},
-}
-_WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:(?:\{,\}|,)\d{3})+(?:\.\d+)?")
-# Not after a backslash: `\\\\ ` is the end of a matrix row.
-_SPACING = re.compile(
-    r"(?<!\\)(?:\\[!,;:]|\\(?:left|right|quad|qquad|displaystyle)(?![a-zA-Z])|\\ )|~"
-)
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_FRACTION = re.compile(r"(-?)\\frac\{(-?\d+)\}\{(\d+)\}|(-?)\\frac(\d)(\d)")
+_BOX = re.compile(r"\\boxed\s*\{")
+_FRACTION = re.compile(r"([+-]?)(\d*)\\frac(?:\{([+-]?\d+)\}\{(\d+)\}|(\d)(\d))")
+_REPEATING = re.compile(r"([+-]?)(\d*)\.(\d*)\\overline\{(\d+)\}")
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d+)?|\.\d+)(?:/\d+)?")
 # A sum, difference or product that is left to do; not 1.5 \times 10^3, which is a numeral.
 _OPERATION = re.compile(
     r"[\d)}\]]\s*(?:[+*-]|\\(?:cdot|times|div)(?![a-zA-Z]|\s*10\s*\^))\s*[\d({\\.]"
     r"|\\(?:int|sum|prod)(?![a-zA-Z])"
 )
-_TOWER = re.compile(r"(\d+)\}?\)?\^[{(]*(\d+)\}?\)?\^[{(]*(\d+)")
-_SYMBOLIC_TOWER = re.compile(r"\^[{(]*[^{}()^]*[a-zA-Z][^{}()^]*\^")
-_POWER = re.compile(r"(\d+)\}?\)?\^[{(]*(\d+)")
-_FACTORIAL = re.compile(r"(\d+)!")
-_NESTED_FACTORIAL = re.compile(r"![})\]]*!|(?:\^|\d{4}).*[})\]]!")
+_EQUALITY = re.compile(r"=(?![^{]*\})")  # not the one of \sum_{i=1}
+_BASED = re.compile(r"(\d[\da-fA-F]*)_(?:\{(\d+)\}|(\d+))")
+_PERCENT = re.compile(r"\s*\\?%$")
+_WORDS = re.compile(r"[a-zA-Z][a-z'-]{3,}(?: [a-zA-Z'-]+)*")
+_LAST_TEXT = re.compile(r"\\(?:text|textbf|textrm|mathrm|mbox)\s*\{([^{}]*)\}$")
+_HEDGE = re.compile(
+    r"\b(?:or|nor|and|not|no|but|is|if|unless|maybe|perhaps|possibly|probably|about|approximately"
+    r"|roughly|so|than|wrong|incorrect|guess)\b",
+    re.IGNORECASE,
+)
 
 
 def extract_answer(response: str) -> str | None:
@@ -50,83 +43,108 @@ def extract_answer(response: str) -> str | None:
     back to an earlier box.
     """
     text = response.rpartition("</think>")[2]
-    marker = text.rfind("\\boxed{")
-    if marker < 0:
-        return None
-    start = marker + len("\\boxed{")
-    depth = 1
-    for brace in _BRACE.finditer(text, start):
-        depth += (brace[0] == "{") - (brace[0] == "}")
-        if depth == 0:
-            return text[start : brace.start()].strip() or None
-    return None
+    start = max((box.end() for box in _BOX.finditer(text)), default=None)
+    end = None if start is None else closing_brace(text, start)
+    return None if end is None else text[start:end].strip() or None
 
 
-def normalise(answer: str) -> str:
-    """The answer in one spelling of dashes, digits, spacing, fractions and thousands.
-
-    A wrapper (`\\text{...}`) around the whole answer and a final dot or comma go.
-    """
-    text = answer.translate(_SPELLINGS).strip().strip("$").strip()
-    if wrapped := _WRAPPER.fullmatch(text):
-        text = wrapped[1]
-    text = _SPACING.sub("", text)
-    text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    text = text.strip().rstrip(".,").rstrip()
-    return re.sub(r"[{},]", "", text) if _THOUSANDS.fullmatch(text) else text
+def too_long(gold: str, answer: str) -> bool:
+    """Whether the answer is longer than any that could be right."""
+    return len(answer) > max(MAX_ANSWER_CHARS, 2 * len(gold))
 
 
-def _rational(text: str) -> Fraction | None:
-    text = text.replace(" ", "")
-    if match := _FRACTION.fullmatch(text):
-        sign, top, bottom = (match[1], match[2], match[3]) if match[3] else match.group(4, 5, 6)
-        text = f"{sign}{top}/{bottom}".replace("--", "")
-    if not _NUMBER.fullmatch(text) or ("/" in text and "." in text):
-        return None
-    try:
-        return Fraction(text)
-    except (ZeroDivisionError, ValueError):
-        return None
-
-
-def too_costly(answer: str) -> bool:
-    """Whether evaluating the answer could take minutes: towers, factorials, deep nesting."""
-    depth = deepest = 0
-    for character in answer:
-        depth += (character in "({[") - (character in ")}]")
-        deepest = max(deepest, depth)
-    if deepest > _MAX_DEPTH or _SYMBOLIC_TOWER.search(answer):
-        return True
-    for base, low, high in _TOWER.findall(answer):
-        # Lengths first: int(high) may have any number of digits.
-        if len(low) > 4 or len(high) > 4 or int(high) * math.log10(max(2, int(low))) > 3:
-            return True
-        if int(low) ** int(high) * len(base) > _MAX_POWER_DIGITS:
-            return True
-    for base, exponent in _POWER.findall(answer):
-        if len(exponent) > 6 or int(exponent) * len(base) > 10 * _MAX_POWER_DIGITS:
-            return True
-    if _NESTED_FACTORIAL.search(answer):
-        return True
-    return any(len(n) > 4 or int(n) > _MAX_FACTORIAL for n in _FACTORIAL.findall(answer))
-
-
-def quick_result(gold: str, answer: str) -> RewardResult | None:
+def quick_verdict(gold: str, answer: str) -> Verdict | None:
     """Decide without algebra: equal spelling, rationals, integers, hopeless answers. None: open."""
-    left, right = normalise(gold), normalise(answer)
-    if left.replace(" ", "") == right.replace(" ", ""):
-        return RewardResult(1.0, Status.OK, "equal text")
-    first, second = _rational(left), _rational(right)
-    if first is not None and first == second:
-        return RewardResult(1.0, Status.OK, "equal numbers")
-    # Unequal decimals stay open: Math-Verify rounds (0.333333 and 1/3).
-    if first is not None and second is not None and first.denominator == second.denominator == 1:
-        return RewardResult(0.0, Status.WRONG, "another integer")
-    if first is not None and _OPERATION.search(right):
-        # Math-Verify would work it out, and the question copied into the box would be an answer.
-        return RewardResult(0.0, Status.WRONG, "an operation instead of its result")
-    if len(answer) > max(MAX_ANSWER_CHARS, 2 * len(gold)):
-        return RewardResult(0.0, Status.WRONG, f"an answer of {len(answer)} characters")
-    if too_costly(right) and not too_costly(left):
-        return RewardResult(0.0, Status.WRONG, "an answer too costly to evaluate")
+    if answer == gold and gold.strip():
+        return right("equal text")
+    if too_long(gold, answer):
+        return wrong(f"an answer of {len(answer)} characters")
+    expected, given = normalise(gold), normalise(answer)
+    if not given:
+        return unparseable("an empty answer")
+    expected, given = value_of(expected, given), value_of(given, expected)
+    if squeeze(expected) == squeeze(given):
+        return right("equal text")
+    return (
+        _compare_numbers(expected, given)
+        or _compare_words(expected, given)
+        or _reject(expected, given)
+    )
+
+
+def _compare_numbers(expected: str, given: str) -> Verdict | None:
+    first, second = rational(expected), rational(given)
+    if first is not None and second is not None:
+        if first == second:
+            return right("equal numbers")
+        if first.denominator == second.denominator == 1:
+            return wrong("another integer")
+        if "overline" in expected + given:  # which Math-Verify cannot read
+            same = round(first, 6) == round(second, 6)
+            return right("equal to 6 decimals") if same else wrong("another number")
+        return None  # Math-Verify rounds: 0.333333 and 1/3
+    # A percent sign is a unit that the question may have stated, where the number can be one of
+    # percent: a probability of 0.5 is not 0.5 %.
+    first, second = (rational(_PERCENT.sub("", text)) for text in (expected, given))
+    if first is not None and first == second and abs(first) >= 1:
+        return right("equal numbers but for a percent sign")
+    if (one := _BASED.fullmatch(expected)) and (other := _BASED.fullmatch(given)):
+        base, other_base = one[2] or one[3], other[2] or other[3]
+        if base != other_base:
+            return wrong(f"in base {other_base}, not {base}")
     return None
+
+
+def _compare_words(expected: str, given: str) -> Verdict | None:
+    """Math-Verify reads a word as a product of letters, in any order: listen equals silent."""
+    if _WORDS.fullmatch(expected) and _WORDS.fullmatch(given):
+        same = expected.casefold() == given.casefold()
+        return right("equal words") if same else wrong("another word")
+    return None
+
+
+def _reject(expected: str, given: str) -> Verdict | None:
+    """Answers that Math-Verify would read as something that they do not say."""
+    if rational(expected) is not None and _OPERATION.search(_EQUALITY.split(given)[-1]):
+        # Else the question copied into the box would be an answer.
+        return wrong("an operation instead of its result")
+    units = unit(expected), unit(given)
+    if None not in units and units[0] != units[1]:
+        return wrong("another unit")
+    ending = _LAST_TEXT.search(given)
+    new_ending = ending and ending.start() > 0 and not expected.endswith(ending[0])
+    if ending and new_ending and _HEDGE.search(ending[1]):
+        return wrong("text after the answer that changes it")
+    if re.search("[0-9] [0-9]", given) and not re.search("[0-9] [0-9]", expected):
+        return wrong("numbers side by side")
+    if too_costly(given) and not too_costly(expected):
+        return wrong("an answer too costly to evaluate")
+    return None
+
+
+def rational(text: str) -> Fraction | None:
+    """The number that a normalised answer spells: 3, 0.5, 1/2, 1\\frac12, 0.1\\overline{6}."""
+    text = squeeze(text)
+    try:
+        if match := _FRACTION.fullmatch(text):
+            sign, whole, top, bottom = (
+                match[1],
+                match[2],
+                match[3] or match[5],
+                match[4] or match[6],
+            )
+            if whole and not top.isdigit():
+                return None
+            value = int(whole or 0) + Fraction(int(top), int(bottom))
+        elif match := _REPEATING.fullmatch(text):
+            sign, whole, fixed, period = match.groups()
+            head = int(f"{whole}{fixed}" or 0)
+            tail = Fraction(int(period), 10 ** len(period) - 1)
+            value = (head + tail) / 10 ** len(fixed)
+        elif _NUMBER.fullmatch(text) and not ("/" in text and "." in text):
+            sign, value = "", Fraction(text)
+        else:
+            return None
+    except (ZeroDivisionError, ValueError):  # ValueError: more digits than Python converts
+        return None
+    return -value if sign == "-" else value

@@ -5,38 +5,30 @@ problem once, and never waits for ever: each test and each comparison has a dead
 """
 
 import queue
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import CancelledError, Future
 from types import TracebackType
 from typing import Any
 
 from openmimo.errors import UserError
 from openmimo.judge.judge import Judge
-from openmimo.judge.verdict import SolutionVerdict, Status
+from openmimo.judge.verdict import SolutionVerdict
 from openmimo.rewards import code, math
 from openmimo.rewards.difficulty import Scheme
-from openmimo.rewards.math_verifier import MathVerifier
-from openmimo.rewards.verdict import RewardResult
+from openmimo.rewards.math_verifier import NO_BOX, MathVerifier
+from openmimo.rewards.verdict import Verdict
+from openmimo.rewards.verdict_cache import VerdictCache, done, verdict_of
 
 JUDGE_LIMITS = {"cpu_seconds": 0.5, "wall_seconds": 5.0, "max_timeouts": 1}
 """For programs of a rollout: a loop costs one timeout, not one a test."""
-
-_NO_BOX = RewardResult(0.0, Status.UNPARSEABLE, "no \\boxed{} answer")
-
-
-def _done(result: RewardResult) -> Future[RewardResult]:
-    future: Future[RewardResult] = Future()
-    future.set_result(result)
-    return future
 
 
 class RewardPool:
     """Scores responses to problems (records as in the problem files, "math" or "code").
 
     `scheme` is the reward of code problems that have levels. `judge` holds keyword arguments of
-    `Judge` (limits, `unsafe`); `math_seconds` bounds one comparison by Math-Verify. `cache_size`
-    results are kept; `scored` and `cached` count what was worked out and what was remembered.
+    `Judge` (limits, `unsafe`); `math_seconds` bounds one comparison by Math-Verify, in CPU time.
+    `cache_size` results of each domain are kept.
 
     Not for use from several threads at once. `submit` raises UserError where the judge cannot set
     its sandbox up, so call `start_judge` first to learn it early.
@@ -54,13 +46,20 @@ class RewardPool:
         self._scheme = scheme
         self._judge_workers, self._judge_settings = judge_workers, dict(judge or {})
         self._judge: Judge | None = None
-        self._math = MathVerifier(math_workers, math_seconds)
-        self._cache: OrderedDict[Hashable, Future[RewardResult]] = OrderedDict()
-        self._cache_size = cache_size
-        self._finished: queue.SimpleQueue[tuple[Any, RewardResult]] = queue.SimpleQueue()
+        self._math = MathVerifier(math_workers, math_seconds, cache_size)
+        self._programs = VerdictCache(cache_size)
+        self._finished: queue.SimpleQueue[tuple[Any, Verdict]] = queue.SimpleQueue()
         self.in_flight = 0
-        self.scored = 0
-        self.cached = 0
+
+    @property
+    def scored(self) -> int:
+        """How many responses were worked out."""
+        return self._math.scored + self._programs.scored
+
+    @property
+    def cached(self) -> int:
+        """How many responses had an answer or a program with a verdict already."""
+        return self._math.cached + self._programs.cached
 
     def start_judge(self) -> Judge:
         """Start the code judge now rather than with the first program."""
@@ -72,9 +71,9 @@ class RewardPool:
         """Queue one response; its result comes out of `poll` or `wait` as (key, result)."""
         future = self._score(problem, response)
         self.in_flight += 1
-        future.add_done_callback(lambda done: self._finished.put((key, _result(done))))
+        future.add_done_callback(lambda done: self._finished.put((key, verdict_of(done))))
 
-    def poll(self) -> list[tuple[Any, RewardResult]]:
+    def poll(self) -> list[tuple[Any, Verdict]]:
         """The results that are ready, without waiting."""
         results = []
         while not self._finished.empty():
@@ -82,7 +81,7 @@ class RewardPool:
         self.in_flight -= len(results)
         return results
 
-    def wait(self, timeout: float | None = None) -> list[tuple[Any, RewardResult]]:
+    def wait(self, timeout: float | None = None) -> list[tuple[Any, Verdict]]:
         """At least one result, unless none is in flight or `timeout` seconds pass."""
         if not self.in_flight:
             return []
@@ -110,25 +109,21 @@ class RewardPool:
     ) -> None:
         self.close()
 
-    def _score(self, problem: Mapping[str, Any], response: str) -> Future[RewardResult]:
+    def _score(self, problem: Mapping[str, Any], response: str) -> Future[Verdict]:
         if problem["domain"] == "math":
             answer = math.extract_answer(response)
             if answer is None:
-                return _done(_NO_BOX)
-            quick = math.quick_result(problem["answer"], answer)
-            if quick is not None:
-                return _done(quick)
-            gold = problem["answer"]
-            return self._once(("math", gold, answer), lambda: self._math.submit(gold, answer))
+                return done(NO_BOX)
+            return self._math.submit(answer, problem["answer"])
         if problem["domain"] == "code":
             program = code.extract_program(response)
             if program is None:
-                return _done(code.NO_PROGRAM)
+                return done(code.NO_PROGRAM)
             key = ("code", problem["id"], program)
-            return self._once(key, lambda: self._judge_program(problem, program))
+            return self._programs.once(key, lambda: self._judge_program(problem, program))
         raise UserError(f"problem {problem['id']}: no reward for domain {problem['domain']!r}")
 
-    def _judge_program(self, problem: Mapping[str, Any], program: str) -> Future[RewardResult]:
+    def _judge_program(self, problem: Mapping[str, Any], program: str) -> Future[Verdict]:
         tests = problem["tests"]
         verdict = self.start_judge().submit(
             program,
@@ -136,7 +131,7 @@ class RewardPool:
             [test["args"] for test in tests],
             [test["expected"] for test in tests],
         )
-        result: Future[RewardResult] = Future()
+        result: Future[Verdict] = Future()
 
         def finish(done: Future[SolutionVerdict]) -> None:
             try:
@@ -147,31 +142,3 @@ class RewardPool:
 
         verdict.add_done_callback(finish)
         return result
-
-    def _once(
-        self, key: Hashable, work: Callable[[], Future[RewardResult]]
-    ) -> Future[RewardResult]:
-        """The cached future of `key`, or that of `work()`. A failed judgement is not remembered."""
-        future = self._cache.pop(key, None)
-        if future is not None and not (future.done() and _failed(future)):
-            self.cached += 1
-        else:
-            future = work()
-            self.scored += 1
-        self._cache[key] = future
-        if len(self._cache) > self._cache_size:
-            self._cache.popitem(last=False)
-        return future
-
-
-def _result(future: Future[RewardResult]) -> RewardResult:
-    try:
-        return future.result()
-    except CancelledError:
-        return RewardResult(None, Status.JUDGE_ERROR, "cancelled: the pool was closed")
-    except Exception as error:
-        return RewardResult(None, Status.JUDGE_ERROR, f"{type(error).__name__}: {error}")
-
-
-def _failed(future: Future[RewardResult]) -> bool:
-    return _result(future).status is Status.JUDGE_ERROR

@@ -18,7 +18,7 @@ from openmimo.errors import UserError
 from openmimo.inference.protocol import Completion, InferenceEngine, Request
 from openmimo.judge.verdict import Status
 from openmimo.rewards.pool import RewardPool
-from openmimo.rewards.verdict import RewardResult
+from openmimo.rewards.verdict import Verdict
 from openmimo.rollout.scheduler import Abort, Action, Done, Launch, SampleScored, StepScheduler
 
 REWARD_DEADLINE = 120.0
@@ -40,7 +40,7 @@ class Group:
 
     prompt: Prompt
     completions: list[Completion | None] = field(default_factory=list)
-    results: list[RewardResult | None] = field(default_factory=list)
+    results: list[Verdict | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.completions = [None] * len(self.prompt.sample_seeds)
@@ -104,7 +104,7 @@ class RolloutDriver:
         self._round += 1  # rewards of an earlier round's aborted samples may still arrive
         groups: list[Group] = []
         due: deque[tuple[int, tuple[int, int]]] = deque()
-        arrived: dict[tuple[int, int], RewardResult] = {}
+        arrived: dict[tuple[int, int], Verdict] = {}
         clock, waited = 0, 0.0
         done = self._carry_out(scheduler.start(), groups, draw)
         while done is None:
@@ -160,20 +160,20 @@ class RolloutDriver:
         self,
         completion: Completion,
         groups: list[Group],
-        arrived: dict[tuple[int, int], RewardResult],
+        arrived: dict[tuple[int, int], Verdict],
     ) -> tuple[int, int]:
         _, index, sample = map(int, str(completion.request_id).split("/"))
         group = groups[index]
         group.completions[sample] = completion
         if completion.finish_reason == "failed":  # no answer of the model, so not a wrong one
             why = f"the engine gave it up: {completion.error}"
-            arrived[index, sample] = RewardResult(None, Status.JUDGE_ERROR, why)
+            arrived[index, sample] = Verdict(None, Status.JUDGE_ERROR, why)
             return index, sample
         text = self._decode(completion.token_ids.tolist())
         self._pool.submit((self._round, index, sample), group.prompt.problem, text)
         return index, sample
 
-    def _await(self, key: tuple[int, int], arrived: dict[tuple[int, int], RewardResult]) -> float:
+    def _await(self, key: tuple[int, int], arrived: dict[tuple[int, int], Verdict]) -> float:
         """Wait until the reward of `key` has arrived; returns the seconds it took."""
         began = time.monotonic()
         results = self._pool.poll()

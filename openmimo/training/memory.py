@@ -165,7 +165,7 @@ class _Step:
         """Activations of the micro-batch: what all layers keep, and what one needs besides."""
         # Float32 on a GPU has no kernel that knows documents: each layer keeps its mask.
         mask = self.work.length if self.size == 4 and not self.cpu else 0
-        a = activations(self.config, self.size, mask, compiled=self.compute.compile)
+        a = activations(self.config, self.size, mask, compiled=self.compute.compile, cpu=self.cpu)
         layers = self.config.num_hidden_layers if self.work.trunk else 0
         kept, again = layers * a.layer + self.work.mtp_layers * a.mtp, a.passing
         if self.compute.activation_checkpointing:

@@ -31,7 +31,7 @@ from openmimo.training.loss import Objective, TrainingLoss
 from openmimo.training.packed_samples import PackedSamples, SampleSource
 from openmimo.training.parallel import prepare
 from openmimo.training.prefetch import Prefetched
-from openmimo.training.pretrain import open_corpus
+from openmimo.training.pretrain import open_corpus, warn_never_read
 from openmimo.training.source import Source, Step
 from openmimo.training.stream import PackedStream
 from openmimo.training.weights import Weights, empty_model, fill, stored_weights
@@ -159,9 +159,9 @@ def run(recipe: Recipe, run: Run) -> None:
     objective = Objective(mtp_layers=tuned, main=False)
     module = prepare(model, weights, objective, recipe.compute, run.world)
     reading: AbstractContextManager[Source]
+    stream = None
     if answers is None:
-        data = run.dir / "stages" / "data"
-        stream = PackedStream(open_corpus(data, [config.mixture], recipe.seed))
+        stream = PackedStream(open_corpus(run, [config.mixture], recipe.seed))
         share = Share(run.world.rank, run.world.size)
         source = StreamSource(config, stream, model.rope_base, tokenizer.doc_end_id, share)
         reading = Prefetched(source, recipe.compute.collective_timeout)
@@ -183,8 +183,14 @@ def run(recipe: Recipe, run: Run) -> None:
     if finished and answers is not None:
         answers.measure(load_model(stage.dir / "model"), "after")
     if finished:
+        never_read = [] if stream is None else stream.never_read
+        if never_read and run.world.main:
+            warn_never_read("mtp_heads", never_read)
         stage.finish(
-            layers=config.layers, tune_first=config.tune_first, generations=config.generations
+            layers=config.layers,
+            tune_first=config.tune_first,
+            generations=config.generations,
+            never_read=never_read,
         )
 
 

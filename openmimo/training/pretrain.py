@@ -41,13 +41,13 @@ class PretrainSource:
     def __init__(
         self, schedule: Schedule, stream: PackedStream, pad_id: int, share: Share = WHOLE
     ) -> None:
-        self._walk = schedule.steps()
+        self._schedule, self._starts = schedule, schedule.starts()
         self._stream, self._pad_id, self._share = stream, pad_id, share
-        self.total_steps = len(self._walk)
+        self.total_steps = len(self._starts)
         self._read: dict[str, dict[str, dict[str, float]]] = {}
 
     def step(self, index: int) -> Step:
-        _, point = self._walk[index]
+        point = self._schedule.at(self._starts[index])
         self._stream.use(point.mixture)
         before = dict(self._stream.tokens)
         rows = self._stream.rows(point.batch, point.length, self._share)
@@ -72,13 +72,15 @@ class PretrainSource:
             stage["read"][source] = stage["read"].get(source, 0) + read
 
     @property
-    def mixture(self) -> dict[str, dict[str, dict[str, float]]]:
-        """For each stage `target` and `realised` shares over all of its rows, and `tokens`."""
+    def mixture(self) -> dict[str, dict[str, Any]]:
+        """For each stage `target` and `realised` shares over all of its rows, `tokens`, and the
+        sources `never_read` although they have a share."""
         return {
             name: {
                 "target": shares(stage["wanted"]),
                 "realised": shares(stage["read"]),
                 "tokens": stage["read"],
+                "never_read": [s for s, n in stage["wanted"].items() if n and not stage["read"][s]],
             }
             for name, stage in self._read.items()
         }
@@ -97,10 +99,28 @@ def shares(amounts: Mapping[str, float]) -> dict[str, float]:
     return {name: amount / total for name, amount in amounts.items()}
 
 
-def open_corpus(data: Path, mixtures: Iterable[Mapping[Any, float]], seed: int) -> Corpus:
-    """The tokenised sources that any of the mixtures reads."""
+VERIFIED_BYTES = 100 * 10**9
+"""Sources up to this size are compared with their fingerprint at every start, at about 1 GB a
+second; of larger ones the sizes alone are checked."""
+
+
+def open_corpus(run: Run, mixtures: Iterable[Mapping[Any, float]], seed: int) -> Corpus:
+    """The tokenised sources that any of the mixtures reads, verified by the ranks together.
+
+    Raises:
+        UserError: a source is missing or damaged.
+    """
     used = {name for mixture in mixtures for name, weight in mixture.items() if weight}
-    return Corpus(data / "shards", sorted(used), seed)
+    corpus = Corpus(run.dir / "stages" / "data" / "shards", sorted(used), seed, verify=False)
+    mine = list(corpus.readers.values())[run.world.rank :: run.world.size]
+
+    def verify() -> None:
+        for reader in mine:
+            if reader.bytes <= VERIFIED_BYTES:
+                reader.verify()
+
+    run.world.together(verify)
+    return corpus
 
 
 def run(recipe: Recipe, run: Run) -> None:
@@ -113,18 +133,17 @@ def run(recipe: Recipe, run: Run) -> None:
     """
     upstream = [config_hash(recipe.compute), run.require("data")]
     if recipe.init_from:
-        upstream.append(start_digest(recipe))
+        upstream.append(run.world.from_main(start_digest(recipe) if run.world.main else ""))
     stage = run.stage(
         "pretrain",
         config_hash(recipe.pretrain, config_hash(recipe.model), str(recipe.seed), *upstream),
     )
     if stage.is_done():
         return
-    data = run.dir / "stages" / "data"
-    tokenizer = Tokenizer.load(data / "tokenizer")
+    tokenizer = Tokenizer.load(run.dir / "stages" / "data" / "tokenizer")
     model = empty_model(recipe.model)
     mixtures = [row.mixture for row in recipe.pretrain.schedule]
-    stream = PackedStream(open_corpus(data, mixtures, recipe.seed))
+    stream = PackedStream(open_corpus(run, mixtures, recipe.seed))
     share = Share(run.world.rank, run.world.size)
     source = PretrainSource(Schedule(recipe.pretrain.schedule), stream, tokenizer.doc_end_id, share)
     objective = Objective(mtp_layers=range(len(model.mtp_layers)))
@@ -146,10 +165,22 @@ def run(recipe: Recipe, run: Run) -> None:
         if run.world.main:
             record = json.dumps({"mixture": source.mixture}, indent=2)
             atomic_write(stage.dir / "mixture.json", record)
+            for name, part in source.mixture.items():
+                if part["never_read"]:
+                    warn_never_read(name, part["never_read"])
             if recipe.init_from:
                 (stage.dir / PAPERS).mkdir(exist_ok=True)
                 copy_papers(Path(recipe.init_from), stage.dir / PAPERS)
         stage.finish(parameters=parameters, rope_base=model.rope_base, init_from=start)
+
+
+def warn_never_read(stage: str, sources: Iterable[str]) -> None:
+    """Say that a mixture has sources of which not one token was read."""
+    print(
+        f"warning: {stage} never read {', '.join(sources)}, although the mixture has a share of "
+        "it: the stage is too short for such a share",
+        flush=True,
+    )
 
 
 def first_weights(recipe: Recipe) -> Weights:

@@ -82,6 +82,18 @@ class Schedule:
             tokens += point.batch * point.length
         return walk
 
+    def starts(self) -> list[int]:
+        """Tokens seen at the start of each step."""
+        return [
+            start
+            for span in self.spans()
+            for start in range(
+                span.start,
+                span.start + span.steps * span.batch * self.rows[span.row].length,
+                span.batch * self.rows[span.row].length,
+            )
+        ]
+
     def spans(self) -> Iterator[Span]:
         """All of `steps`, without walking through them: mimo-7b has more than a million."""
         tokens, start = 0, 0

@@ -84,6 +84,11 @@ class PackedStream:
         document = self._corpus.readers[piece.source].stored(piece.document)
         return Segment(np.asarray(document[piece.start : piece.end], dtype=np.int64))
 
+    @property
+    def never_read(self) -> list[str]:
+        """Sources of the current mixture that have a share and of which nothing was planned."""
+        return [name for name, share in self._mixture.items() if share and not self.tokens[name]]
+
     def state(self) -> dict[str, Any]:
         """JSON state for `restore`."""
         return {

@@ -13,7 +13,7 @@ from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request
 from openmimo.judge.verdict import Status
 from openmimo.model.mimo import MiMo
-from openmimo.rewards.verdict import RewardResult
+from openmimo.rewards.verdict import Verdict
 from openmimo.rl.update import PAD, gather_samples, grpo_update, micro_batches, token_logp
 from openmimo.rollout.driver import Group, Prompt
 
@@ -48,8 +48,7 @@ def sampled(model: MiMo, scores: Sequence[Sequence[float | None]] = SCORES) -> l
         ]
         group.completions = list(engine.run(requests))
         group.results = [
-            RewardResult(score, Status.JUDGE_ERROR if score is None else Status.OK)
-            for score in line
+            Verdict(score, Status.JUDGE_ERROR if score is None else Status.OK) for score in line
         ]
         groups.append(group)
     return groups

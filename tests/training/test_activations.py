@@ -53,13 +53,13 @@ SIZES = [(torch.bfloat16, 2), (torch.float32, 4)]
 
 @pytest.mark.parametrize(("dtype", "size"), SIZES)
 def test_a_layer_keeps_what_autograd_saves(dtype: torch.dtype, size: int) -> None:
-    formula = activations(shape(1, 1), size, mask=0, compiled=False)
+    formula = activations(shape(1, 1), size, mask=0, compiled=False, cpu=True)
     assert saved(2, 0, dtype) - saved(1, 0, dtype) == formula.layer
 
 
 @pytest.mark.parametrize(("dtype", "size"), SIZES)
 def test_an_mtp_layer_and_what_all_share(dtype: torch.dtype, size: int) -> None:
-    formula = activations(shape(1, 1), size, mask=0, compiled=False)
+    formula = activations(shape(1, 1), size, mask=0, compiled=False, cpu=True)
     # In float32 the norm's input is the trunk's output itself, once for all of them.
     once = 4 * 64 if size == 4 else 0
     assert saved(1, 2, dtype) - saved(1, 1, dtype) == pytest.approx(formula.mtp - once, rel=0.01)
@@ -71,4 +71,4 @@ def test_an_mtp_layer_and_what_all_share(dtype: torch.dtype, size: int) -> None:
 @pytest.mark.slow
 def test_a_compiled_layer() -> None:
     kept = saved(2, 0, torch.bfloat16, compiled=True) - saved(1, 0, torch.bfloat16, compiled=True)
-    assert kept == activations(shape(1, 1), 2, mask=0, compiled=True).layer
+    assert kept == activations(shape(1, 1), 2, mask=0, compiled=True, cpu=True).layer

@@ -1,5 +1,6 @@
 """Rows of packed segments: who stands where, what may be a target, and how rows are filled."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -67,9 +68,33 @@ def test_packing_loses_nothing_and_holds_the_capacity(lengths: list[int], capaci
     assert sorted(item for row in rows for item in row) == list(range(len(lengths)))
     used = [sum(lengths[item] for item in row) for row in rows]
     assert all(0 < total <= capacity for total in used)
-    # First fit leaves at most one row half empty.
+    # Best fit leaves at most one row half empty.
     assert sum(2 * total <= capacity for total in used) <= 1
     assert pack(lengths, capacity) == rows
+
+
+@given(st.lists(st.integers(1, 20), max_size=40), st.integers(20, 30))
+def test_packing_puts_each_item_where_it_leaves_least_space(
+    lengths: list[int], capacity: int
+) -> None:
+    """As a search through all rows does it."""
+    used: list[int] = []
+    for need in sorted(lengths, reverse=True):
+        fits = [row for row, total in enumerate(used) if total + need <= capacity]
+        if not fits:
+            used.append(need)
+            continue
+        used[max(fits, key=lambda row: used[row])] += need
+    rows = pack(lengths, capacity)
+    assert sorted(sum(lengths[item] for item in row) for row in rows) == sorted(used)
+
+
+def test_packing_many_samples_takes_seconds() -> None:
+    lengths = np.random.default_rng(0).geometric(1 / 900, size=200_000).clip(1, 32_768).tolist()
+    began = time.process_time()
+    rows = pack(lengths, 32_768)
+    assert time.process_time() - began < 15
+    assert sum(lengths) / (len(rows) * 32_768) > 0.999
 
 
 def test_packing_refuses_what_fits_no_row() -> None:

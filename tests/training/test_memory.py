@@ -18,6 +18,7 @@ from openmimo.training.memory import Workload, training_memory
 from openmimo.training.optim import build_optimizer
 from openmimo.training.parallel import prepare
 from openmimo.training.step import train_step
+from openmimo.training.throughput import StepClock
 from openmimo.training.weights import empty_model, random_weights
 from openmimo.world import World
 
@@ -80,9 +81,10 @@ def fullest(config: ModelConfig, compute: ComputeConfig, work: Workload, world: 
     with Alive() as alive:
         module = prepare(model, random_weights(config, 0), objective, compute, world)
         optimizer = build_optimizer(module.named_parameters(), OptimizerConfig())
+        clock = StepClock(world.device)
         for second in (False, True):
             alive.watching = second
-            train_step(module, optimizer, batch, rows, 1e-3, 0.1, 1.0, work.tokens, world)
+            train_step(module, optimizer, batch, rows, 1e-3, 0.1, 1.0, work.tokens, world, clock)
     return alive.peak
 
 
@@ -112,14 +114,7 @@ WIDE_HEAD = shape(2, 3, 2048, 64, 160)
             WIDE_HEAD, Workload(512, 128, 2, trunk=False), "bfloat16", marks=pytest.mark.slow
         ),
     ],
-    ids=[
-        "float32",
-        "bfloat16",
-        "two micro-batches",
-        "large head",
-        "large head, float32",
-        "frozen trunk",
-    ],
+    ids=["float32", "two micro-batches", "large head", "large head, float32", "frozen trunk"],
 )
 def test_the_estimate_against_a_real_step(
     config: ModelConfig, work: Workload, dtype: Any, checkpointing: bool, world: World

@@ -21,7 +21,7 @@ from openmimo.training import mtp_heads, pretrain, sft
 
 STAGES = {"pretrain": pretrain.run, "mtp_heads": mtp_heads.run, "sft": sft.run}
 STEPS = {"pretrain": 8, "mtp_heads": 5, "sft": 5}
-MEASURED = ("time", "tokens_per_second", "data_wait", "memory_gb", "peak_share")
+MEASURED = ("time", "tokens_per_second", "data_wait", "memory", "peak_share", "mfu")
 
 
 class PowerCutError(Exception):
