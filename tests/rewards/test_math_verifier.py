@@ -182,6 +182,16 @@ def kill_one(ids, generator):
     return True
 
 
+def test_a_death_is_not_the_answers_fault(started):
+    with MathVerifier(seconds=1.0) as verifier:
+        verifier.submit("1+x", "x+1").result()
+        slow = verifier.submit(*TOWERS)
+        time.sleep(0.2)
+        for pid in started():
+            os.kill(pid, signal.SIGKILL)
+        assert slow.result(timeout=60).status is Status.TIMEOUT  # tried again on a new worker
+
+
 def kill_during(started, answers, every):
     """The verdicts on `answers` sums, with a worker killed after each `every` of them."""
     generator = random.Random(0)
