@@ -3,6 +3,8 @@
 import weakref
 from typing import Any
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -60,8 +62,9 @@ class Alive(TorchDispatchMode):
 
 
 @pytest.fixture(scope="module")
-def world() -> World:
-    return World()
+def world() -> Iterator[World]:
+    with World() as world:
+        yield world
 
 
 def fullest(config: ModelConfig, compute: ComputeConfig, work: Workload, world: World) -> int:
