@@ -1,9 +1,8 @@
 """`training/memory.py` against the bytes that are alive in real training steps on the CPU."""
 
 import weakref
-from typing import Any
-
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
