@@ -128,3 +128,18 @@ def test_preparing_a_model_keeps_its_weights_and_names(
         # AdamW turns a gradient near 0 into a step of either sign, so single weights may differ.
         assert ((weights - expected[name]).abs() < 5e-3).float().mean() > 0.8, name
         assert not torch.equal(weights, weights.bfloat16().float()), name
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_activation_checkpointing_computes_each_layer_again(
+    batch: Batch, checkpointed: bool
+) -> None:
+    config = ModelConfig(**MODEL)
+    settings = ComputeConfig(activation_checkpointing=checkpointed)
+    objective = Objective([0])
+    module = prepare(empty_model(config), random_weights(config, 0), objective, settings, World())
+    passes: list[str] = []
+    for layer in (*module.model.model.layers, *module.model.mtp_layers):
+        layer.self_attn.register_forward_hook(lambda *_: passes.append("one"))
+    module(batch, count_targets(batch, objective), 0.3).total.backward()
+    assert len(passes) == (6 if checkpointed else 3)
