@@ -15,7 +15,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from openmimo.judge.judge import Judge
+from openmimo.judge import CallTest, Judge
 
 PROGRAM = """
 def f(a, b):
@@ -39,10 +39,10 @@ def tests(count: int) -> tuple[list[list[int]], list[int]]:
 
 def time_judge(judge: Judge, solutions: int, calls: int) -> float:
     """Seconds for `solutions` solutions of `calls` tests each."""
-    args, expected = tests(calls)
+    cases = [CallTest("f", args, value) for args, value in zip(*tests(calls), strict=True)]
     start = time.perf_counter()
     # A comment makes each solution a different text, as in a real batch.
-    futures = [judge.submit(f"{PROGRAM}# {i}", "f", args, expected) for i in range(solutions)]
+    futures = [judge.submit(f"{PROGRAM}# {i}", cases) for i in range(solutions)]
     assert all(all(future.result().passed) for future in futures)
     return time.perf_counter() - start
 

@@ -33,6 +33,21 @@ def extract_program(response: str) -> str | None:
     return block[1]
 
 
+def shortest_run(scheme: Scheme, levels: Levels | None) -> tuple[list[int] | None, bool]:
+    """The order of tests (None: any), and whether to stop at the first failure, that settle a
+    reward with the fewest tests.
+
+    Strict: easiest level first, as the first failure ends what can be earned. All or nothing:
+    hardest first, as it is the likeliest to fail. Soft needs every test.
+    """
+    if scheme == "soft":
+        return None, False
+    if levels is None:
+        return None, True
+    in_order = levels if scheme == "strict" else levels[::-1]
+    return [test for level in in_order for test in level], True
+
+
 def score_verdict(
     verdict: SolutionVerdict,
     scheme: Scheme,
@@ -45,8 +60,9 @@ def score_verdict(
         return Verdict(None, Status.JUDGE_ERROR, failed.detail)
     passed = verdict.passed
     score = reward(scheme, passed, levels, weights)
-    first_failure = next((t for t in verdict.tests if t.status is not Status.OK), None)
     detail = f"{sum(passed)}/{len(passed)} tests"
+    harmless = (Status.OK, Status.SKIPPED)
+    first_failure = next((t for t in verdict.tests if t.status not in harmless), None)
     if first_failure is None:
         return Verdict(score, Status.OK, detail, passed)
     if first_failure.detail:

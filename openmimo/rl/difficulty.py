@@ -107,7 +107,7 @@ def _solve(
         for n in range(config.level_samples)
     )
     left = len(problems) * config.level_samples
-    with RewardPool(scheme="all", judge=JUDGE_LIMITS) as pool:
+    with RewardPool(scheme="all", judge=JUDGE_LIMITS, every_test=True) as pool:
         while left:
             run.interrupt.check()
             for done in engine.step():

@@ -1,11 +1,16 @@
 """Extraction of programs, and the score of verdicts."""
 
+from typing import get_args
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from openmimo.judge.verdict import SolutionVerdict, Status
-from openmimo.judge.verdict import TestVerdict as Verdict
-from openmimo.rewards.code import extract_program, score_verdict
+from openmimo.judge import SolutionVerdict, Status, Verdict
+from openmimo.rewards.code import extract_program, score_verdict, shortest_run
+from openmimo.rewards.difficulty import Scheme
 
+SCHEMES = get_args(Scheme)
 PROGRAM = "def f():\n    return 1\n"
 BLOCK = f"```python\n{PROGRAM}```"
 
@@ -65,6 +70,32 @@ def test_scores_follow_the_scheme():
     assert result.passed == (True, False, True, False)
     assert not result.correct
     assert score_verdict(verdict(Status.OK), "strict").correct
+
+
+def test_skipped_tests_are_no_failure_of_their_own():
+    result = score_verdict(
+        verdict(Status.SKIPPED, Status.OK, Status.TIMEOUT), "strict", [[1], [2], [0]]
+    )
+    assert result.score == pytest.approx(1 / 3)
+    assert result.status is Status.TIMEOUT
+
+
+levels_of_tests = st.permutations(range(6)).map(lambda tests: [tests[:2], tests[2:3], tests[3:]])
+
+
+@given(levels_of_tests, st.lists(st.booleans(), min_size=6, max_size=6), st.sampled_from(SCHEMES))
+def test_stopping_early_changes_no_score(levels, outcomes, scheme):
+    order, stop = shortest_run(scheme, levels)
+    statuses = [Status.SKIPPED] * 6
+    for index in order or range(6):
+        statuses[index] = Status.OK if outcomes[index] else Status.WRONG
+        if stop and not outcomes[index]:
+            break
+    every = verdict(*(Status.OK if outcome else Status.WRONG for outcome in outcomes))
+    assert (
+        score_verdict(verdict(*statuses), scheme, levels).score
+        == score_verdict(every, scheme, levels).score
+    )
 
 
 @pytest.mark.parametrize("status", [Status.CRASH, Status.UNPARSEABLE, Status.MEMORY])
