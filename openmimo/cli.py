@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from openmimo.cli_curate import add_curate_verb
 from openmimo.cli_models import MODEL_VERBS, add_model_verbs
 from openmimo.cli_plan import add_plan_verb, plan
 from openmimo.cli_serve import add_serve_verb
@@ -210,6 +211,7 @@ def make_parser() -> Parser:
     add_plan_verb(verbs, epilog=OVERRIDES)
     add_model_verbs(verbs)
     add_serve_verb(verbs)
+    add_curate_verb(verbs)
 
     report = verbs.add_parser("report", help="render the report of a run")
     report.add_argument("run", metavar="RUN", type=Path, help="the run's folder")

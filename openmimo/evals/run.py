@@ -61,7 +61,7 @@ def run(recipe: Recipe, run: Run) -> None:
             model = load_model(run.dir / "stages" / source / "model", dtype=torch.float32)
             samples = stage.dir / "samples" / f"{variant}.jsonl"
             with SampleFile(samples, exam.sample_keys()) as file:
-                sample_missing(variant, model, exam, file, pool, run.interrupt)
+                sample_missing(f"eval {variant}", model, exam, file, pool, run.interrupt)
                 stage.save_clock()
                 if run.interrupt.requested:
                     return
