@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from openmimo.cli_curate import add_curate_verb
 from openmimo.cli_judge import add_judge_verb
 from openmimo.cli_models import MODEL_VERBS, add_model_verbs
 from openmimo.cli_plan import add_plan_verb, plan
 from openmimo.cli_serve import add_serve_verb
 from openmimo.errors import UserError
+from openmimo.torchrun import end_with_torchrun, tell_torchrun
 
 if TYPE_CHECKING:
     from openmimo.config.schema import Recipe
@@ -69,7 +71,7 @@ STAGES = {
     "difficulty": StageVerb(
         "measure how hard each test of the RL problems is",
         "openmimo.rl.difficulty",
-        ("rl.levels", "rl.level_samples", "rl.max_new_tokens"),
+        ("rl.levels", "rl.level_clustering", "rl.level_samples", "rl.max_new_tokens"),
         after=("mtp-heads", "sft"),
     ),
     "rl-zero": StageVerb(
@@ -125,7 +127,9 @@ def main(arguments: list[str] | None = None) -> int:
         if message is None:
             raise
         where = f"rank {rank}: " if (rank := os.environ.get("RANK")) else ""
-        print(f"mimo: error: {where}{' '.join(message.splitlines())}", file=sys.stderr, flush=True)
+        line = f"mimo: error: {where}{' '.join(message.splitlines())}"
+        print(line, file=sys.stderr, flush=True)
+        tell_torchrun(line)
         return 2
     return 0
 
@@ -148,6 +152,7 @@ def _at(error: OSError) -> str:
 
 
 def run_verb(arguments: list[str]) -> None:
+    end_with_torchrun()
     parser = make_parser()
     options, overrides = parser.parse_known_args(arguments)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -211,6 +216,7 @@ def make_parser() -> Parser:
     add_plan_verb(verbs, epilog=OVERRIDES)
     add_model_verbs(verbs)
     add_serve_verb(verbs)
+    add_curate_verb(verbs)
     add_judge_verb(verbs)
 
     report = verbs.add_parser("report", help="render the report of a run")

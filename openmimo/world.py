@@ -27,6 +27,10 @@ ROLL_CALL = 5
 """Seconds in which every process that lives answers a roll call."""
 
 
+class RankError(UserError):
+    """Another rank did not answer: nothing here is at fault."""
+
+
 class World:
     """This process among the others. As a context manager it meets them.
 
@@ -191,14 +195,14 @@ class World:
         """A block that waits for other ranks; a failure of theirs becomes one clear line.
 
         Raises:
-            UserError: a rank has died, or was not there within the time limit.
+            RankError: a rank has died, or was not there within the time limit.
         """
         try:
             yield
         except RuntimeError as error:
             if self.size == 1 or not _is_of_others(error):
                 raise
-            raise UserError(self._roll_call()) from error
+            raise RankError(self._roll_call()) from error
 
     def _roll_call(self) -> str:
         """Who is missing, in a sentence."""

@@ -4,7 +4,8 @@ import re
 from collections.abc import Sequence
 
 from openmimo.judge.verdict import SolutionVerdict, Status
-from openmimo.rewards.difficulty import Levels, Scheme, reward
+from openmimo.rewards.difficulty import Levels
+from openmimo.rewards.grading import Grading
 from openmimo.rewards.verdict import Verdict
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([^\s`]*)[ \t]*\r?$", re.MULTILINE)
@@ -33,33 +34,18 @@ def extract_program(response: str) -> str | None:
     return block[1]
 
 
-def shortest_run(scheme: Scheme, levels: Levels | None) -> tuple[list[int] | None, bool]:
-    """The order of tests (None: any), and whether to stop at the first failure, that settle a
-    reward with the fewest tests.
-
-    Strict: easiest level first, as the first failure ends what can be earned. All or nothing:
-    hardest first, as it is the likeliest to fail. Soft needs every test.
-    """
-    if scheme == "soft":
-        return None, False
-    if levels is None:
-        return None, True
-    in_order = levels if scheme == "strict" else levels[::-1]
-    return [test for level in in_order for test in level], True
-
-
 def score_verdict(
     verdict: SolutionVerdict,
-    scheme: Scheme,
+    grading: Grading,
     levels: Levels | None = None,
-    weights: Sequence[float] | None = None,
+    level_scores: Sequence[float] | None = None,
 ) -> Verdict:
     """The reward of a judged solution. A program that crashes is scored by its tests, as failed."""
     if verdict.judge_failed:
         failed = next(t for t in verdict.tests if t.status is Status.JUDGE_ERROR)
         return Verdict(None, Status.JUDGE_ERROR, failed.detail)
     passed = verdict.passed
-    score = reward(scheme, passed, levels, weights)
+    score = grading.reward(passed, levels, level_scores)
     detail = f"{sum(passed)}/{len(passed)} tests"
     harmless = (Status.OK, Status.SKIPPED)
     first_failure = next((t for t in verdict.tests if t.status not in harmless), None)

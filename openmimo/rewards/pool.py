@@ -14,7 +14,7 @@ from openmimo.errors import UserError
 from openmimo.judge import Judge, Limits, SolutionVerdict
 from openmimo.judge.records import parse_test
 from openmimo.rewards import code, math
-from openmimo.rewards.difficulty import Scheme
+from openmimo.rewards.grading import ALL_TESTS, Grading
 from openmimo.rewards.math_verifier import NO_BOX, MathVerifier
 from openmimo.rewards.verdict import Verdict
 from openmimo.rewards.verdict_cache import VerdictCache, done, verdict_of
@@ -26,7 +26,7 @@ JUDGE_LIMITS = Limits(cpu_seconds=0.5, wall_seconds=5.0, max_timeouts=1)
 class RewardPool:
     """Scores responses to problems (records as in the problem files, "math" or "code").
 
-    `scheme` is the reward of code problems that have levels, `judge` the limits of their tests.
+    `grading` is the reward of code problems, `judge` the limits of their tests.
     Tests that cannot change a score are not run, but with `every_test`. `math_seconds` bounds one
     comparison by Math-Verify, in CPU time. `cache_size` results of each domain are kept.
 
@@ -38,13 +38,13 @@ class RewardPool:
         self,
         math_workers: int = 1,
         judge_workers: int = 1,
-        scheme: Scheme = "strict",
+        grading: Grading = ALL_TESTS,
         math_seconds: float = 3.0,
         judge: Limits | None = None,
         every_test: bool = False,
         cache_size: int = 20_000,
     ) -> None:
-        self._scheme, self._every_test = scheme, every_test
+        self._grading, self._every_test = grading, every_test
         self._judge_workers, self._judge_limits = judge_workers, judge
         self._judge: Judge | None = None
         self._math = MathVerifier(math_workers, math_seconds, cache_size)
@@ -128,14 +128,14 @@ class RewardPool:
         tests = [parse_test(test, problem.get("entry_point")) for test in problem["tests"]]
         order, stop = None, False
         if not self._every_test:
-            order, stop = code.shortest_run(self._scheme, problem.get("levels"))
+            order, stop = self._grading.shortest_run(problem.get("levels"))
+        levels = {name: problem.get(name) for name in ("levels", "level_scores")}
         verdict = self.start_judge().submit(program, tests, order=order, stop_at_failure=stop)
         result: Future[Verdict] = Future()
 
         def finish(done: Future[SolutionVerdict]) -> None:
             try:
-                scored = code.score_verdict(done.result(), self._scheme, problem.get("levels"))
-                result.set_result(scored)
+                result.set_result(code.score_verdict(done.result(), self._grading, **levels))
             except (Exception, CancelledError) as error:
                 result.set_exception(error)
 

@@ -32,7 +32,7 @@ from torch.distributed.tensor import DTensor
 
 from openmimo.errors import UserError
 from openmimo.runs import publish, require_space
-from openmimo.world import World
+from openmimo.world import RankError, World
 
 # One process without a process group is what is meant, not a mistake.
 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
@@ -119,7 +119,8 @@ class Checkpoints:
         """Restore the latest checkpoint in place and return its state; None if there is none.
 
         Raises:
-            UserError: the checkpoint is damaged or belongs to another model.
+            UserError: the checkpoint is damaged or belongs to another model, or another rank did
+                not answer.
         """
         found = self._world.from_main(self._complete() if self._world.main else [])
         if not found:
@@ -130,7 +131,10 @@ class Checkpoints:
             digests: dict[str, str] = record.pop(DIGESTS)
             names = sorted(digests)[self._world.rank :: self._world.size]
             self._world.together(lambda: _verify(latest, digests, names))
-            _restore(latest, model, optimizer, self._world, self._group)
+            with self._world.waiting():
+                _restore(latest, model, optimizer, self._world, self._group)
+        except RankError:
+            raise
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError,
                 CheckpointException, UserError) as error:  # fmt: skip
             raise UserError(

@@ -73,6 +73,7 @@ class _HeadLoss(torch.autograd.Function):
                 grad_weight.addmm_(grads.t(), inputs)
             elif grad_weight is not None:
                 grad_weight += grads.t() @ inputs
+            del logits, grads  # or they would be in memory beside the next chunk's
         ctx.save_for_backward(grad_x, None if grad_weight is None else grad_weight.to(weight.dtype))
         ctx.mark_non_differentiable(losses, top)
         return losses @ scale.to(wide), losses, top

@@ -4,6 +4,7 @@ import pytest
 
 from openmimo.errors import UserError
 from openmimo.judge import Limits, Status
+from openmimo.rewards.grading import Grading
 from openmimo.rewards.pool import RewardPool
 
 MATH = {"id": "m", "domain": "math", "answer": "x+1"}
@@ -31,7 +32,7 @@ def collect(pool):
 
 @pytest.fixture(scope="module")
 def pool():
-    with RewardPool(scheme="soft", math_seconds=20.0) as pool:
+    with RewardPool(grading=Grading("soft"), math_seconds=20.0) as pool:
         yield pool
 
 
