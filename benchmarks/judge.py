@@ -119,7 +119,7 @@ class LiveCodeBench:
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of all below it, living or dead."""
+    """CPU time of this process and of the judges below it, with their dead children."""
     ticks = os.sysconf("SC_CLK_TCK")
     below = sum(sum(_ticks(pid)) for pid in _descendants(os.getpid())) / ticks
     return time.process_time() + below
@@ -127,7 +127,11 @@ def cpu_seconds() -> float:
 
 def _descendants(pid: int) -> Iterator[int]:
     for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in map(int, (task / "children").read_text().split()):
+        try:
+            children = (task / "children").read_text().split()
+        except OSError:  # a thread that has just ended
+            continue
+        for child in map(int, children):
             yield child
             yield from _descendants(child)
 

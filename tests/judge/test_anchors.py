@@ -115,7 +115,12 @@ def test_mbpp_plus(judge, data_file):
         judge.submit(without_bodies(row["code"]), [test])
         for row, test in zip(rows, tests, strict=True)
     ]
-    assert sum(Status.OK in found for found in statuses(empty)) == 0
+    passing = {
+        row["task_id"]
+        for row, found in zip(rows, statuses(empty), strict=True)
+        if Status.OK in found
+    }
+    assert passing == {737, 787, 794}  # the file's tests of these compare and then assert nothing
 
 
 def without_bodies(source):
