@@ -7,7 +7,7 @@ somebody decides otherwise. Numbers are those of the kernel's `unistd.h` for eac
 import ctypes
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # name: (x86-64, aarch64); None where the architecture lacks the call.
 _NUMBERS: dict[str, tuple[int | None, int | None]] = {
@@ -122,7 +122,8 @@ SERVER_CALLS = (*CANDIDATE_CALLS, *_SERVER_ONLY)
 
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
-_LOAD, _JUMP_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
+_LOAD, _RETURN = 0x20, 0x06
+_JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_ANY_BIT = 0x15, 0x35, 0x45
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _EPERM, _ENOSYS = 1, 38
 _NUMBER_OFFSET, _ARCH_OFFSET = 0, 4
@@ -144,44 +145,57 @@ def _argument_offset(index: int) -> int:
     return 16 + 8 * index
 
 
+def _op(code: int, k: int, jump_true: int = 0, jump_false: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, jump_true, jump_false, k)
+
+
+_ALLOWED, _REFUSED = _op(_RETURN, _ALLOW), _op(_RETURN, _ERRNO | _EPERM)
+# Calls that depend on an argument, or fail in another way.
+_DECISIONS = {
+    "clone": b"".join(
+        (_op(_LOAD, _argument_offset(0)), _op(_JUMP_ANY_BIT, _CLONE_THREAD, 0, 1), _ALLOWED,
+         _REFUSED)
+    ),
+    "fcntl": b"".join(
+        (_op(_LOAD, _argument_offset(1)),
+         *(_op(_JUMP_EQUAL, command, 0, 1) + _ALLOWED for command in _FCNTL_COMMANDS), _REFUSED)
+    ),
+    "prlimit64": b"".join(
+        (_op(_LOAD, _argument_offset(0)), _op(_JUMP_EQUAL, 0, 0, 1), _ALLOWED, _REFUSED)
+    ),
+    "clone3": _op(_RETURN, _ERRNO | _ENOSYS),
+}  # fmt: skip
+
+
 def build(calls: Iterable[str], machine: str | None = None) -> bytes:
     """The BPF program that allows `calls`, some others with harmless arguments, and nothing else.
 
     Everything else fails with EPERM, except `clone3` (ENOSYS, so that libc falls back to `clone`,
     whose flags a filter can read). A foreign architecture kills the process.
+
+    A binary search: the kernel tries a new filter on every system call there is, and a child
+    installs one for each test.
     """
     column, arch = _ARCHITECTURES[machine or os.uname().machine]
+    decisions = _DECISIONS | dict.fromkeys(calls, _ALLOWED)
+    numbers = {_NUMBERS[name][column]: code for name, code in decisions.items()}
+    present = {number: code for number, code in numbers.items() if number is not None}
+    edges = sorted({0, *present, *(number + 1 for number in present)})
+    ranges: list[tuple[int, bytes]] = []  # the first number of each, and what happens there
+    for edge in edges:
+        code = present.get(edge, _REFUSED)
+        if not ranges or ranges[-1][1] != code:
+            ranges.append((edge, code))
+    start = (_op(_LOAD, _ARCH_OFFSET), _op(_JUMP_EQUAL, arch, 1, 0), _op(_RETURN, _KILL))
+    return b"".join((*start, _op(_LOAD, _NUMBER_OFFSET), _search(ranges)))
 
-    def op(code: int, k: int, jump_true: int = 0, jump_false: int = 0) -> bytes:
-        return struct.pack("=HBBI", code, jump_true, jump_false, k)
 
-    program = [
-        op(_LOAD, _ARCH_OFFSET),
-        op(_JUMP_EQUAL, arch, 1, 0),
-        op(_RETURN, _KILL),
-        op(_LOAD, _NUMBER_OFFSET),
-    ]
-
-    def when(name: str, *then: bytes) -> None:
-        number = _NUMBERS[name][column]
-        if number is not None:
-            program.extend([op(_JUMP_EQUAL, number, 0, len(then)), *then])
-
-    for name in calls:
-        when(name, op(_RETURN, _ALLOW))
-    refuse, allow = op(_RETURN, _ERRNO | _EPERM), op(_RETURN, _ALLOW)
-    when("clone", op(_LOAD, _argument_offset(0)), op(_JUMP_ANY_BIT, _CLONE_THREAD, 1, 0),
-         refuse, allow)  # fmt: skip
-    commands = [
-        instruction
-        for command in _FCNTL_COMMANDS
-        for instruction in (op(_JUMP_EQUAL, command, 0, 1), allow)
-    ]
-    when("fcntl", op(_LOAD, _argument_offset(1)), *commands, refuse)
-    when("prlimit64", op(_LOAD, _argument_offset(0)), op(_JUMP_EQUAL, 0, 1, 0), refuse, allow)
-    when("clone3", op(_RETURN, _ERRNO | _ENOSYS))
-    program.append(refuse)
-    return b"".join(program)
+def _search(ranges: Sequence[tuple[int, bytes]]) -> bytes:
+    if len(ranges) == 1:
+        return ranges[0][1]
+    middle = len(ranges) // 2
+    below, above = _search(ranges[:middle]), _search(ranges[middle:])
+    return _op(_JUMP_GREATER_EQUAL, ranges[middle][0], len(below) // 8, 0) + below + above
 
 
 class Filter:
