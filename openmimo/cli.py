@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from openmimo.cli_curate import add_curate_verb
+from openmimo.cli_judge import add_judge_verb
 from openmimo.cli_models import MODEL_VERBS, add_model_verbs
 from openmimo.cli_plan import add_plan_verb, plan
 from openmimo.cli_serve import add_serve_verb
@@ -69,7 +71,7 @@ STAGES = {
     "difficulty": StageVerb(
         "measure how hard each test of the RL problems is",
         "openmimo.rl.difficulty",
-        ("rl.levels", "rl.level_samples", "rl.max_new_tokens"),
+        ("rl.levels", "rl.level_clustering", "rl.level_samples", "rl.max_new_tokens"),
         after=("mtp-heads", "sft"),
     ),
     "rl-zero": StageVerb(
@@ -115,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 130
         again = (
             "nothing was written"
-            if verb in (*MODEL_VERBS, "plan", "serve", "chat")
+            if verb in (*MODEL_VERBS, "plan", "serve", "judge", "chat")
             else "the same command goes on from here"
         )
         print(f"mimo: stopped; {again}", file=sys.stderr)
@@ -214,6 +216,8 @@ def make_parser() -> Parser:
     add_plan_verb(verbs, epilog=OVERRIDES)
     add_model_verbs(verbs)
     add_serve_verb(verbs)
+    add_curate_verb(verbs)
+    add_judge_verb(verbs)
 
     report = verbs.add_parser("report", help="render the report of a run")
     report.add_argument("run", metavar="RUN", type=Path, help="the run's folder")

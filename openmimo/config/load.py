@@ -154,7 +154,8 @@ def _parse(text: str, annotation: Any) -> Any:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-    return text if not isinstance(value, str) and _wants_text(annotation) else value
+    fits = isinstance(value, str) or type(value) in options(annotation)  # int | Literal["auto"]
+    return text if not fits and _wants_text(annotation) else value
 
 
 def _wants_text(annotation: Any) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, model_validator
 
 from openmimo.config.base import Config
 
@@ -301,8 +301,17 @@ class RLConfig(Config):
     """Nucleus of rollouts; a truncated one would bias the ratio."""
     reward: Literal["strict", "soft", "all"] = "soft"
     """How a program's tests become a reward: the test difficulty driven schemes, or all tests."""
-    levels: int = Field(default=3, gt=0)
-    """Difficulty levels that a problem's tests are clustered into."""
+    levels: int | Literal["auto"] = 3
+    """Difficulty levels that a problem's tests are clustered into, or auto: as many as the pass
+    rates tell apart. Levels that a problem brings, as the IOI's subtasks, stay."""
+    level_clustering: Literal["kmeans", "quantile"] = "kmeans"
+    """Levels of similar pass rates, or of equally many tests (assumed: the report does not say)."""
+    level_scores: tuple[NonNegativeFloat, ...] = ()
+    """What the levels are worth, easiest first; scaled to sum to 1. A problem with fewer levels
+    takes the first ones. Empty: all the same (assumed: the report does not say)."""
+    cumulative: bool = True
+    """Strict: a level counts only if all easier ones pass too (report). Without it each counts for
+    itself, as the IOI's subtasks do."""
     level_samples: int = Field(default=4, gt=0)
     """Solutions by each of Base and SFT that measure the tests' pass rates."""
     validity: Literal["passrate", "reward_std"] = "passrate"
@@ -346,6 +355,14 @@ class RLConfig(Config):
             raise ValueError("max_prompts must be at least prompts_per_step")
         if self.slots < self.group_size:
             raise ValueError("slots must be at least group_size: a group is decoded together")
+        if self.levels != "auto" and self.levels < 1:
+            raise ValueError('levels must be at least 1, or "auto"')
+        if self.level_scores and len(self.level_scores) != self.levels:  # "auto" has no length
+            raise ValueError(
+                f"levels must be {len(self.level_scores)}, one for each of level_scores"
+            )
+        if self.level_scores and not self.level_scores[0]:
+            raise ValueError("level_scores must begin above 0: some problems have but one level")
         if self.mtp_refresh_steps and not self.drafts:
             raise ValueError("mtp_refresh_steps without drafts: nothing would use the MTP layers")
         return self

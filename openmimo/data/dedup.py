@@ -86,14 +86,24 @@ def drop_near(
     Returns the kept documents in input order and the sizes of the clusters that had more than one.
     Raises UserError as `deduplicate`.
     """
+    clusters = near_clusters([document.text for document in documents], threshold, bands, rows)
+    return _keep_best(documents, clusters), [len(c) for c in clusters if len(c) > 1]
+
+
+def near_clusters(
+    texts: Sequence[str], threshold: float = 0.8, bands: int = 20, rows: int = 5
+) -> list[list[int]]:
+    """Partition texts, by their positions, into clusters of near duplicates; most have one member.
+
+    Equal texts are in one cluster. Raises UserError as `deduplicate`.
+    """
     if not 0 < threshold <= 1:
         raise UserError(f"the similarity threshold must lie in (0, 1], got {threshold}")
     if bands < 1 or rows < 1:
         raise UserError(f"MinHash needs at least one band and row, got {bands} x {rows}")
-    shingles = document_shingles(document.text for document in documents)
+    shingles = document_shingles(texts)
     buckets = _buckets(_band_keys(minhash(shingles, bands * rows), bands))
-    clusters = _clusters(shingles, buckets, threshold)
-    return _keep_best(documents, clusters), [len(c) for c in clusters if len(c) > 1]
+    return _clusters(shingles, buckets, threshold)
 
 
 def _keep_best(documents: Sequence[Document], groups: Iterable[list[int]]) -> list[Document]:

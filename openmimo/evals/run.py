@@ -24,6 +24,7 @@ from openmimo.evals.samples import SampleFile
 from openmimo.evals.sampling import sample_missing
 from openmimo.model.checkpoint import load_model
 from openmimo.model.mimo import MiMo
+from openmimo.rewards.grading import ALL_TESTS
 from openmimo.rewards.pool import JUDGE_LIMITS, RewardPool
 from openmimo.runs import Run, atomic_write
 from openmimo.tokenizer import Tokenizer
@@ -53,12 +54,14 @@ def run(recipe: Recipe, run: Run) -> None:
         seed=recipe.seed,
     )
     variants, mtp = {}, {}
-    with RewardPool(scheme="all", judge_workers=os.cpu_count() or 1, judge=JUDGE_LIMITS) as pool:
+    with RewardPool(
+        grading=ALL_TESTS, judge_workers=os.cpu_count() or 1, judge=JUDGE_LIMITS
+    ) as pool:
         for variant, source in VARIANTS.items():
             model = load_model(run.dir / "stages" / source / "model", dtype=torch.float32)
             samples = stage.dir / "samples" / f"{variant}.jsonl"
             with SampleFile(samples, exam.sample_keys()) as file:
-                sample_missing(variant, model, exam, file, pool, run.interrupt)
+                sample_missing(f"eval {variant}", model, exam, file, pool, run.interrupt)
                 stage.save_clock()
                 if run.interrupt.requested:
                     return

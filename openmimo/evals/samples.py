@@ -24,6 +24,7 @@ class Sample:
     truncated: whether it was cut off at the length limit.
     correct: None where it could not be judged.
     status, detail: how the verdict came about (`rewards.verdict.Verdict`).
+    passed: of a program, a digit for each test: 1 passed, 0 failed or was not run.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Sample:
     correct: bool | None
     status: str
     detail: str = ""
+    passed: str = ""
 
     @property
     def key(self) -> SampleKey:
@@ -100,6 +102,7 @@ _TYPES = {
     "correct": bool | None,
     "status": str,
     "detail": str,
+    "passed": str,
 }
 
 

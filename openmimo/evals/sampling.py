@@ -26,7 +26,7 @@ def sample_missing(
     Whether a sample is there already changes no other one: each has a seed of its own.
 
     Args:
-        name: of the variant, for the progress lines.
+        name: for the progress lines.
         pool: idle.
 
     Raises:
@@ -43,7 +43,7 @@ def sample_missing(
     grader = _Grader(exam, file, pool)
     decoding = True
     every = max(1, len(keys) // LINES)
-    with Progress(f"eval {name}", len(keys), start=len(file.samples), every=every) as progress:
+    with Progress(name, len(keys), start=len(file.samples), every=every) as progress:
         while decoding or pool.in_flight:
             if decoding:
                 for completion in engine.step():
@@ -102,4 +102,5 @@ class _Grader:
             correct=correct,
             status=result.status.value,
             detail=result.detail,
+            passed="".join("01"[passed] for passed in result.passed),
         )

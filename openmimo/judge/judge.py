@@ -1,49 +1,47 @@
-"""The supervisor: sends programs to fork servers and compares what comes back.
+"""The judge: a queue of solutions, a fork server for each worker, a cache of verdicts."""
 
-Expected outputs never leave this process; candidate code never enters it.
-"""
-
+import asyncio
+import itertools
 import json
-import os
+import math
 import queue
-import struct
-import sys
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from types import TracebackType
 
 from openmimo.errors import UserError
-from openmimo.judge.compare import decode, matches
-from openmimo.judge.pipes import PipeProcess
-from openmimo.judge.sandbox import candidate
-from openmimo.judge.verdict import SolutionVerdict, Status, TestVerdict
+from openmimo.judge.cases import CallTest, Limits, Program, StdioTest, Test, content_key
+from openmimo.judge.compiler import Compiler
+from openmimo.judge.verdict import SolutionVerdict, Status, Verdict
+from openmimo.judge.worker import Worker
 
-_START = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); "
-    "from sandbox import server; del sys.path[0]; server.main(sys.argv[1:])"
-)
-_START_SECONDS = 30.0
-_SLACK_SECONDS = 10.0  # beyond a solution's own limits, before its server counts as hung
-_STATUS = {
-    candidate.OTHER: Status.WRONG,
-    candidate.ERROR: Status.CRASH,
-    candidate.OVERSIZE: Status.CRASH,
-    candidate.MEMORY: Status.MEMORY,
-    candidate.UNPARSEABLE: Status.UNPARSEABLE,
-    candidate.TIMEOUT: Status.TIMEOUT,
-    candidate.CRASH: Status.CRASH,
-    candidate.JUDGE_ERROR: Status.JUDGE_ERROR,
-}
+_CLOSED = "the judge was closed"
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A solution in the queue. `suite` and `key` hash its tests, and all of it."""
+
+    key: bytes
+    suite: bytes
+    program: Program
+    tests: Sequence[Test]
+    limits: Limits
+    order: Sequence[int]
+    stop_at_failure: bool
+    future: Future[SolutionVerdict] = field(default_factory=Future)
 
 
 class Judge:
-    """Judges Python functions, `workers` at a time. A context manager; safe to use from threads.
+    """Judges programs, `workers` at a time. A context manager; safe to use from threads.
 
-    A test's limits are `cpu_seconds` and `wall_seconds`; `memory_mb` bounds the address space of
-    the process that runs a solution, `output_bytes` the JSON of one returned value. After
-    `max_timeouts` tests of a solution have timed out, its remaining ones count as timed out
-    without being run (0: run them all).
+    Every test runs in a process of its own, which sees nothing of the test but its input. `limits`
+    are those of calls that give none. The verdicts of `cache_size` solutions are remembered, and
+    a solution that is being judged is not judged again: the same program, tests and limits give
+    the same verdicts, but for time limits on a busy machine.
 
     Raises UserError at once where the sandbox cannot be set up; `unsafe=True` is the only way
     around it, judges without the sandbox (with time and memory limits only), and marks every
@@ -53,63 +51,109 @@ class Judge:
     def __init__(
         self,
         workers: int = 1,
-        cpu_seconds: float = 1.0,
-        wall_seconds: float = 3.0,
-        memory_mb: int = 256,
-        output_bytes: int = 65536,
-        max_timeouts: int = 0,
+        limits: Limits | None = None,
         unsafe: bool = False,
+        cache_size: int = 10_000,
     ) -> None:
-        if workers < 1 or min(cpu_seconds, wall_seconds, memory_mb, output_bytes) <= 0:
-            raise UserError("judge: workers and all limits must be positive")
-        limits = [cpu_seconds, wall_seconds, memory_mb << 20, output_bytes, max_timeouts]
-        self._options = json.dumps({"unsafe": unsafe, "limits": limits})
-        self._wall_seconds = wall_seconds
+        if workers < 1:
+            raise UserError("judge: workers must be positive")
+        self._limits = limits or Limits()
         self._unsafe = unsafe
-        self._servers: list[PipeProcess] = []
-        self._idle: queue.SimpleQueue[PipeProcess] = queue.SimpleQueue()
+        self._cache_size = cache_size
+        self._cache: OrderedDict[bytes, Future[SolutionVerdict]] = OrderedDict()
+        self._costs: OrderedDict[bytes, float] = OrderedDict()  # of a solution, by its tests
+        self._lock = threading.Lock()  # of both caches
+        self._numbers = itertools.count()
+        # The most expensive one first; None tells a thread to end.
+        self._jobs: queue.PriorityQueue[tuple[float, int, _Job | None]] = queue.PriorityQueue()
         self._closed = False
+        self._compiler = Compiler(unsafe)
+        self._workers: list[Worker] = []
         try:
             for _ in range(workers):
-                self._servers.append(self._spawn())
-            for server in self._servers:
-                _check_started(server)
-                self._idle.put(server)
+                self._workers.append(Worker(self._compiler, unsafe))
+            for worker in self._workers:
+                worker.wait_until_ready()
         except BaseException:
-            self._kill_servers()
+            self._kill_workers()
             raise
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="judge")
+        self._threads = [
+            threading.Thread(target=self._work, args=(slot,), name=f"judge-{slot}", daemon=True)
+            for slot in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def run(
+        self, program: Program | str, tests: Sequence[Test], limits: Limits | None = None
+    ) -> list[Verdict]:
+        """Judge a program on every test: one verdict each, in order. A text is Python."""
+        return list(self.submit(program, tests, limits).result().tests)
+
+    async def run_async(
+        self, program: Program | str, tests: Sequence[Test], limits: Limits | None = None
+    ) -> list[Verdict]:
+        """`run`, without blocking the event loop."""
+        future = self.submit(program, tests, limits)
+        return list((await asyncio.wrap_future(future)).tests)
 
     def submit(
         self,
-        program: str,
-        entry_point: str,
-        args: Sequence[Sequence[object]],
-        expected: Sequence[object],
+        program: Program | str,
+        tests: Sequence[Test],
+        limits: Limits | None = None,
+        order: Sequence[int] | None = None,
+        stop_at_failure: bool = False,
     ) -> Future[SolutionVerdict]:
-        """Judge `program`: call its function `entry_point` with each of `args`, in order.
+        """Queue a program; what is expected to take longest is judged first.
 
-        Arguments and expected results are JSON values. All tests of a solution run in one process,
-        so the program's own global state lasts from test to test. UserError for bad tests. The
-        future always gives a verdict: a fault of the judge's own is the status `judge_error`.
+        The tests run in `order` (their indices; default: as given). `stop_at_failure` skips those
+        after the first failure, which gets every score right that a failure decides: all or
+        nothing in any order, and strict levels in the order of difficulty.
+
+        The future always gives a verdict, and cannot be cancelled, as others may wait for the
+        same: a fault of the judge's own is the status `judge_error`. UserError for bad tests.
         """
-        if len(args) != len(expected) or not args:
-            raise UserError(f"{len(args)} argument lists but {len(expected)} expected results")
-        try:
-            texts = [json.dumps(list(arguments)) for arguments in args]
-            wanted = [decode(json.dumps(value).encode()) for value in expected]
-        except (TypeError, ValueError) as error:
-            raise UserError(f"a test holds what is not a JSON value: {error}") from error
-        task = {"program": program, "entry_point": entry_point, "args": texts}
-        return self._threads.submit(self._judge, json.dumps(task).encode(), wanted)
+        if isinstance(program, str):
+            program = Program(program)
+        tests = tuple(tests)
+        order = tuple(range(len(tests)) if order is None else order)
+        _check(program, tests, order)
+        limits = limits or self._limits
+        suite = content_key(tests, limits)
+        key = content_key(program, suite, order, stop_at_failure)
+        with self._lock:
+            if self._closed:
+                raise UserError(_CLOSED)
+            known = self._cache.get(key)
+            if known is not None:
+                self._cache.move_to_end(key)
+                return known
+            cost = self._costs.get(suite, limits.cpu_seconds * len(tests))
+            job = _Job(key, suite, program, tests, limits, order, stop_at_failure)
+            job.future.set_running_or_notify_cancel()
+            self._cache[key] = job.future
+            while len(self._cache) > self._cache_size:
+                self._cache.popitem(last=False)
+            self._jobs.put((-cost, next(self._numbers), job))
+        return job.future
 
     def close(self) -> None:
-        """Stop at once: what is running gives `judge_error`, what is waiting is cancelled."""
-        self._closed = True
-        for server in self._servers:
-            server.interrupt()
-        self._threads.shutdown(cancel_futures=True)
-        self._kill_servers()
+        """Stop at once: what is running or waiting gives `judge_error`."""
+        with self._lock:
+            self._closed = True
+        for _ in self._threads:
+            self._jobs.put((-math.inf, next(self._numbers), None))
+        for worker in self._workers:
+            worker.interrupt()
+        for thread in self._threads:
+            thread.join()
+        self._kill_workers()
+        self._compiler.close()
+        while not self._jobs.empty():
+            job = self._jobs.get()[-1]
+            if job is not None:
+                job.future.set_result(self._failed(job, _CLOSED))
 
     def __enter__(self) -> "Judge":
         return self
@@ -122,78 +166,71 @@ class Judge:
     ) -> None:
         self.close()
 
-    def _spawn(self) -> PipeProcess:
-        # -I without its -E, so that the hash seed is fixed: the same program gets the same verdict
-        # every time. The environment is ours alone, so nothing of the user's can leak in.
-        environment = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"}
-        if "LD_LIBRARY_PATH" in os.environ:  # an interpreter that finds its libpython by it
-            environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-        python = [sys.executable, "-s", "-P", "-S", "-B"]
-        return PipeProcess(
-            [*python, "-c", _START, str(Path(__file__).parent), self._options], environment
-        )
+    def _kill_workers(self) -> None:
+        for worker in self._workers:
+            worker.kill()
 
-    def _kill_servers(self) -> None:
-        for server in self._servers:
-            server.kill()
+    def _work(self, slot: int) -> None:
+        while (job := self._jobs.get()[-1]) is not None:
+            try:
+                verdict = self._judge(slot, job)
+            except (OSError, EOFError, ValueError, UserError) as error:
+                self._workers[slot].kill()  # out of step with us, whatever happened
+                verdict = self._failed(job, f"{type(error).__name__}: {error}")
+            self._remember(job, verdict)
+            job.future.set_result(verdict)
 
-    def _judge(self, request: bytes, expected: list[object]) -> SolutionVerdict:
-        server = self._idle.get()
+    def _remember(self, job: _Job, verdict: SolutionVerdict) -> None:
+        with self._lock:
+            if verdict.judge_failed:
+                self._cache.pop(job.key, None)
+                return
+            before = self._costs.get(job.suite, verdict.cpu_seconds)
+            self._costs[job.suite] = (before + verdict.cpu_seconds) / 2
+            self._costs.move_to_end(job.suite)
+            while len(self._costs) > self._cache_size:
+                self._costs.popitem(last=False)
+
+    def _failed(self, job: _Job, detail: str) -> SolutionVerdict:
+        failure = Verdict(Status.JUDGE_ERROR, detail, unsafe=self._unsafe)
+        return SolutionVerdict((failure,) * len(job.tests))
+
+    def _judge(self, slot: int, job: _Job) -> SolutionVerdict:
+        """Run a job; once more on a new server if the first one is lost on the way."""
         try:
-            if not server.alive():
-                server = self._replace(server)
-            frames = self._ask(server, request, len(expected))
-            tests = tuple(map(_verdict, frames, expected))
-        except (OSError, EOFError, ValueError, UserError) as error:
-            server.kill()  # out of step with us, whatever happened: never reuse it
-            failure = TestVerdict(Status.JUDGE_ERROR, f"{type(error).__name__}: {error}")
-            tests = (failure,) * len(expected)
-        finally:
-            self._idle.put(server)
-        return SolutionVerdict(tests, self._unsafe)
+            if self._workers[slot].alive():
+                return _run(self._workers[slot], job)
+        except (OSError, EOFError, ValueError):
+            pass
+        self._replace(slot)
+        return _run(self._workers[slot], job)
 
-    def _replace(self, dead: PipeProcess) -> PipeProcess:
-        dead.kill()
-        if self._closed:
-            raise UserError("the judge is closed")
-        server = self._spawn()
-        self._servers[self._servers.index(dead)] = server
-        _check_started(server)
-        return server
-
-    def _ask(self, server: PipeProcess, request: bytes, tests: int) -> list[tuple[int, bytes]]:
-        server.send(struct.pack("<II", len(request), tests) + request, _SLACK_SECONDS)
-        reply = server.receive(tests * self._wall_seconds + _SLACK_SECONDS)
-        frames, position = [], 0
-        while position < len(reply):
-            kind, length = candidate.FRAME.unpack_from(reply, position)
-            position += candidate.FRAME.size
-            if kind not in (candidate.STARTED, candidate.DEFINED):
-                frames.append((kind, reply[position : position + length]))
-            position += length
-        if len(frames) != tests:
-            raise ValueError(f"{len(frames)} results for {tests} tests")
-        return frames
+    def _replace(self, slot: int) -> None:
+        self._workers[slot].kill()
+        worker = Worker(self._compiler, self._unsafe)
+        with self._lock:
+            self._workers[slot] = worker
+            closed = self._closed
+        if closed:  # after `close` has interrupted the workers it knew
+            worker.kill()
+            raise UserError(_CLOSED)
+        worker.wait_until_ready()
 
 
-def _check_started(server: PipeProcess) -> None:
-    try:
-        error = json.loads(server.receive(_START_SECONDS))["error"]
-    except (EOFError, OSError) as failure:
-        error = f"the sandbox process did not start ({failure})"
-    if error:
-        raise UserError(
-            f"judge: {error}; programs are not run unprotected. Use a Linux kernel with landlock "
-            "and seccomp, or pass --unsafe-local to run them without a sandbox, at your own risk"
-        )
+def _check(program: Program, tests: Sequence[Test], order: Sequence[int]) -> None:
+    if not tests:
+        raise UserError("judge: a program without tests says nothing")
+    if sorted(order) != list(range(len(tests))):
+        raise UserError(f"judge: the order does not hold each of {len(tests)} tests exactly once")
+    for test in tests:
+        if program.language != "python" and not isinstance(test, StdioTest):
+            raise UserError(f"judge: a {program.language} program is judged by its output only")
+        if isinstance(test, CallTest):
+            try:
+                json.dumps([list(test.args), test.expected])
+            except (TypeError, ValueError) as error:
+                raise UserError(f"a test holds what is not a JSON value: {error}") from error
 
 
-def _verdict(frame: tuple[int, bytes], expected: object) -> TestVerdict:
-    kind, payload = frame
-    if kind != candidate.VALUE:
-        return TestVerdict(_STATUS[kind], payload.decode("utf-8", "replace"))
-    try:
-        value = decode(payload)
-    except ValueError:  # only a forged frame can hold this
-        return TestVerdict(Status.CRASH, "malformed result")
-    return TestVerdict(Status.OK if matches(expected, value) else Status.WRONG)
+def _run(worker: Worker, job: _Job) -> SolutionVerdict:
+    return worker.judge(job.program, job.tests, job.limits, job.order, job.stop_at_failure)

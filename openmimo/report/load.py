@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from openmimo.data.documents import read_records
 from openmimo.errors import REDO, UserError
 from openmimo.metrics import read_metrics
 
@@ -64,6 +65,14 @@ class Acceptance(_Record):
     identical: bool
 
 
+class GradedTests(_Record):
+    """A programming problem's tests: each one's pass rate (0..1), and their levels of difficulty,
+    easiest first."""
+
+    pass_rates: list[float]
+    levels: list[list[int]]
+
+
 class EvalResults(_Record):
     sampling: dict[str, Any] = {}
     variants: dict[str, Variant] = {}
@@ -115,6 +124,8 @@ class Run:
     stats: DataStats | None
     mixture: dict[str, Mixture]
     results: EvalResults | None
+    tests: list[GradedTests]
+    """Of every programming problem for RL; an empty list where the stage has not run."""
 
     def missing(self) -> list[str]:
         """What a finished run would have and this one does not, in plain words."""
@@ -155,6 +166,7 @@ def load_run(folder: Path) -> Run:
         stats=_parse(stages / "data" / "stats.json", DataStats),
         mixture=(_parse(stages / "pretrain" / "mixture.json", Mixtures) or Mixtures()).mixture,
         results=_parse(stages / "eval" / "results.json", EvalResults),
+        tests=_tests(stages / "difficulty" / "problems.jsonl"),
     )
 
 
@@ -187,6 +199,19 @@ def _text(path: Path) -> str | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path} ({error}): {REDO}") from error
+
+
+def _tests(path: Path) -> list[GradedTests]:
+    if not path.exists():
+        return []
+    try:
+        return [
+            GradedTests.model_validate(record)
+            for _, record in read_records(path)
+            if record.get("domain") == "code"
+        ]
+    except ValidationError as error:
+        raise UserError(f"{path}: {error.errors()[0]['msg']}: {REDO}") from error
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
+from openmimo.report.level_plot import draw_levels
 from openmimo.report.load import Run, Variant
 from openmimo.report.summary import (
     RL_METRICS,
@@ -80,6 +81,8 @@ def draw_plots(run: Run) -> dict[str, str]:
             drawings[name] = partial(_mtp_tuning, run=run, key=key)
     if run.metrics["sft"]:
         drawings["sft"] = partial(_sft, run=run)
+    if run.tests:
+        drawings["levels"] = partial(_levels, run=run)
     if run.metrics["rl_zero"] or run.metrics["rl"]:
         for key in RL_PANELS:
             drawings[key] = partial(_rl, run=run, key=key)
@@ -222,6 +225,13 @@ def _pass_at_k(ax: Axes, run: Run) -> None:
         ax.set_xticks(sorted(ks), [str(k) for k in sorted(ks)])
     ax.yaxis.set_major_formatter(PERCENT)
     _axes(ax, "k samples", "pass@k")
+
+
+def _levels(ax: Axes, run: Run) -> None:
+    """Of the problem whose tests differ most in pass rate; the first one of several."""
+    tests = max(run.tests, key=lambda each: len(set(each.pass_rates)))
+    draw_levels(ax, tests.pass_rates, tests.levels, [COLOURS[name] for name in ("l0", "l1", "l2")])
+    ax.yaxis.set_major_formatter(PERCENT)
 
 
 def _acceptance(ax: Axes, run: Run) -> None:

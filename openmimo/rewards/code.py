@@ -4,7 +4,8 @@ import re
 from collections.abc import Sequence
 
 from openmimo.judge.verdict import SolutionVerdict, Status
-from openmimo.rewards.difficulty import Levels, Scheme, reward
+from openmimo.rewards.difficulty import Levels
+from openmimo.rewards.grading import Grading
 from openmimo.rewards.verdict import Verdict
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([^\s`]*)[ \t]*\r?$", re.MULTILINE)
@@ -35,18 +36,19 @@ def extract_program(response: str) -> str | None:
 
 def score_verdict(
     verdict: SolutionVerdict,
-    scheme: Scheme,
+    grading: Grading,
     levels: Levels | None = None,
-    weights: Sequence[float] | None = None,
+    level_scores: Sequence[float] | None = None,
 ) -> Verdict:
     """The reward of a judged solution. A program that crashes is scored by its tests, as failed."""
     if verdict.judge_failed:
         failed = next(t for t in verdict.tests if t.status is Status.JUDGE_ERROR)
         return Verdict(None, Status.JUDGE_ERROR, failed.detail)
     passed = verdict.passed
-    score = reward(scheme, passed, levels, weights)
-    first_failure = next((t for t in verdict.tests if t.status is not Status.OK), None)
+    score = grading.reward(passed, levels, level_scores)
     detail = f"{sum(passed)}/{len(passed)} tests"
+    harmless = (Status.OK, Status.SKIPPED)
+    first_failure = next((t for t in verdict.tests if t.status not in harmless), None)
     if first_failure is None:
         return Verdict(score, Status.OK, detail, passed)
     if first_failure.detail:

@@ -1,17 +1,20 @@
-"""The test difficulty driven reward (MiMo report, section 3.3.1), as pure functions.
+"""How hard each test is, and levels of similar difficulty (MiMo report, section 3.3.1).
 
 A test's difficulty is its pass rate over many solutions. Tests are clustered into levels by pass
-rate, each level has a score, and a solution earns levels (strict) or parts of them (soft).
-Levels are lists of test indices, easiest level first, as in a problem's `levels` field.
+rate: lists of test indices, easiest level first, as in a problem's `levels` field. What a level is
+worth is the matter of `grading.py`.
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 from openmimo.errors import UserError
 
-Scheme = Literal["strict", "soft", "all"]
 Levels = Sequence[Sequence[int]]
+Clustering = Literal["kmeans", "quantile"]
+
+MAX_LEVELS = 8
+"""Most levels that `choose_levels` makes: with more, a level is but a test or two."""
 
 
 def pass_rates(matrix: Sequence[Sequence[bool]]) -> list[float]:
@@ -21,12 +24,15 @@ def pass_rates(matrix: Sequence[Sequence[bool]]) -> list[float]:
     return [sum(column) / len(matrix) for column in zip(*matrix, strict=True)]
 
 
-def cluster_levels(rates: Sequence[float], n_levels: int) -> list[list[int]]:
+def cluster_levels(
+    rates: Sequence[float], n_levels: int, method: Clustering = "kmeans"
+) -> list[list[int]]:
     """Cluster tests into at most `n_levels` levels by pass rate, easiest first.
 
-    The optimal one-dimensional k-means (least sum of squared distances to the level's mean), by
-    dynamic programming, so the result depends on nothing but the rates. Tests of equal rate share
-    a level; fewer distinct rates than levels give one level each.
+    kmeans: the optimal one-dimensional k-means (least sum of squared distances to the level's
+    mean), by dynamic programming, so the result depends on nothing but the rates. quantile: levels
+    of the same number of tests, as far as ties allow. Tests of equal rate share a level; fewer
+    distinct rates than levels give one level each at most.
     """
     if n_levels < 1:
         raise UserError(f"n_levels must be at least 1, not {n_levels}")
@@ -34,12 +40,52 @@ def cluster_levels(rates: Sequence[float], n_levels: int) -> list[list[int]]:
         return []
     distinct = sorted(set(rates), reverse=True)
     members = [[i for i, rate in enumerate(rates) if rate == value] for value in distinct]
-    starts = _optimal_starts(distinct, [len(m) for m in members], min(n_levels, len(distinct)))
+    sizes = [len(group) for group in members]
+    if method == "kmeans":
+        starts = _optimal_starts(distinct, sizes, min(n_levels, len(distinct)))
+    else:
+        starts = _quantile_starts(sizes, n_levels)
     ends = [*starts[1:], len(distinct)]
     return [
         sorted(test for group in members[start:end] for test in group)
         for start, end in zip(starts, ends, strict=True)
     ]
+
+
+def choose_levels(
+    rates: Sequence[float], solutions: int, method: Clustering = "kmeans"
+) -> list[list[int]]:
+    """As `cluster_levels`, with the fewest levels that the measurement can tell apart.
+
+    A rate over N solutions has the sampling variance p (1 - p) / N. Levels are added until the
+    squared distances of the rates to their level's mean p sum to no more than those variances do:
+    what spread is left inside the levels is then no more than noise. At most MAX_LEVELS.
+    """
+    if solutions < 1:
+        raise UserError(f"pass rates are measured with at least one solution, not {solutions}")
+    levels: list[list[int]] = []
+    for n_levels in range(1, MAX_LEVELS + 1):
+        levels = cluster_levels(rates, n_levels, method)
+        spread = noise = 0.0
+        for level in levels:
+            mean = sum(rates[test] for test in level) / len(level)
+            spread += sum((rates[test] - mean) ** 2 for test in level)
+            noise += len(level) * mean * (1 - mean) / solutions
+        if spread <= noise + 1e-12:
+            break
+    return levels
+
+
+def _quantile_starts(sizes: Sequence[int], k: int) -> list[int]:
+    """Where each of at most `k` levels starts: a group of ties goes where its middle test does."""
+    total, before, starts, last = sum(sizes), 0, [], -1
+    for group, size in enumerate(sizes):
+        level = (2 * before + size) * k // (2 * total)
+        if level > last:
+            starts.append(group)
+            last = level
+        before += size
+    return starts
 
 
 def _optimal_starts(values: Sequence[float], weights: Sequence[int], k: int) -> list[int]:
@@ -65,60 +111,3 @@ def _optimal_starts(values: Sequence[float], weights: Sequence[int], k: int) -> 
             for end in range(clusters, n + 1)
         }
     return best[n][1]
-
-
-def level_scores(n_levels: int, weights: Sequence[float] | None = None) -> list[float]:
-    """The levels' scores, summing to 1: equal, or in proportion to `weights`."""
-    weights = [1.0] * n_levels if weights is None else weights
-    if len(weights) != n_levels or min(weights, default=0) < 0 or sum(weights) <= 0:
-        raise UserError(f"{n_levels} levels need {n_levels} weights, none negative, not all 0")
-    return [weight / sum(weights) for weight in weights]
-
-
-def strict_reward(passed: Sequence[bool], levels: Levels, scores: Sequence[float]) -> float:
-    """A level's score is earned if all its tests and all tests of easier levels pass."""
-    reward = 0.0
-    for level, score in zip(levels, scores, strict=True):
-        if not all(passed[test] for test in level):
-            return reward
-        reward += score
-    return 1.0
-
-
-def soft_reward(passed: Sequence[bool], levels: Levels, scores: Sequence[float]) -> float:
-    """A level's score is divided equally among its tests; each passed test earns its share."""
-    if all(passed):
-        return 1.0  # exactly, whatever the rounding of the shares
-    return sum(
-        score * sum(passed[test] for test in level) / len(level)
-        for level, score in zip(levels, scores, strict=True)
-    )
-
-
-def all_or_nothing(passed: Sequence[bool]) -> float:
-    """1 if every test passes, else 0."""
-    return float(all(passed))
-
-
-def reward(
-    scheme: Scheme,
-    passed: Sequence[bool],
-    levels: Levels | None = None,
-    weights: Sequence[float] | None = None,
-) -> float:
-    """The reward in [0, 1] under a scheme. No levels: one level of all tests.
-
-    UserError for an unknown scheme, or for levels that do not hold each test exactly once.
-    """
-    if scheme not in get_args(Scheme):
-        known = ", ".join(get_args(Scheme))
-        raise UserError(f"unknown reward scheme {scheme!r}: use one of {known}")
-    if scheme == "all":
-        return all_or_nothing(passed)
-    levels = [range(len(passed))] if levels is None else levels
-    if sorted(test for level in levels for test in level) != list(range(len(passed))):
-        raise UserError(f"levels {levels} do not hold each of {len(passed)} tests exactly once")
-    if not all(len(level) for level in levels):
-        raise UserError("a difficulty level without tests")
-    scores = level_scores(len(levels), weights)
-    return (strict_reward if scheme == "strict" else soft_reward)(passed, levels, scores)

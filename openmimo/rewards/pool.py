@@ -11,24 +11,24 @@ from types import TracebackType
 from typing import Any
 
 from openmimo.errors import UserError
-from openmimo.judge.judge import Judge
-from openmimo.judge.verdict import SolutionVerdict
+from openmimo.judge import Judge, Limits, SolutionVerdict
+from openmimo.judge.records import parse_test
 from openmimo.rewards import code, math
-from openmimo.rewards.difficulty import Scheme
+from openmimo.rewards.grading import ALL_TESTS, Grading
 from openmimo.rewards.math_verifier import NO_BOX, MathVerifier
 from openmimo.rewards.verdict import Verdict
 from openmimo.rewards.verdict_cache import VerdictCache, done, verdict_of
 
-JUDGE_LIMITS = {"cpu_seconds": 0.5, "wall_seconds": 5.0, "max_timeouts": 1}
+JUDGE_LIMITS = Limits(cpu_seconds=0.5, wall_seconds=5.0, max_timeouts=1)
 """For programs of a rollout: a loop costs one timeout, not one a test."""
 
 
 class RewardPool:
     """Scores responses to problems (records as in the problem files, "math" or "code").
 
-    `scheme` is the reward of code problems that have levels. `judge` holds keyword arguments of
-    `Judge` (limits, `unsafe`); `math_seconds` bounds one comparison by Math-Verify, in CPU time.
-    `cache_size` results of each domain are kept.
+    `grading` is the reward of code problems, `judge` the limits of their tests.
+    Tests that cannot change a score are not run, but with `every_test`. `math_seconds` bounds one
+    comparison by Math-Verify, in CPU time. `cache_size` results of each domain are kept.
 
     Not for use from several threads at once. `submit` raises UserError where the judge cannot set
     its sandbox up, so call `start_judge` first to learn it early.
@@ -38,13 +38,14 @@ class RewardPool:
         self,
         math_workers: int = 1,
         judge_workers: int = 1,
-        scheme: Scheme = "strict",
+        grading: Grading = ALL_TESTS,
         math_seconds: float = 3.0,
-        judge: Mapping[str, Any] | None = None,
+        judge: Limits | None = None,
+        every_test: bool = False,
         cache_size: int = 20_000,
     ) -> None:
-        self._scheme = scheme
-        self._judge_workers, self._judge_settings = judge_workers, dict(judge or {})
+        self._grading, self._every_test = grading, every_test
+        self._judge_workers, self._judge_limits = judge_workers, judge
         self._judge: Judge | None = None
         self._math = MathVerifier(math_workers, math_seconds, cache_size)
         self._programs = VerdictCache(cache_size)
@@ -64,7 +65,7 @@ class RewardPool:
     def start_judge(self) -> Judge:
         """Start the code judge now rather than with the first program."""
         if self._judge is None:
-            self._judge = Judge(self._judge_workers, **self._judge_settings)
+            self._judge = Judge(self._judge_workers, self._judge_limits)
         return self._judge
 
     def submit(self, key: Any, problem: Mapping[str, Any], response: str) -> None:
@@ -124,19 +125,17 @@ class RewardPool:
         raise UserError(f"problem {problem['id']}: no reward for domain {problem['domain']!r}")
 
     def _judge_program(self, problem: Mapping[str, Any], program: str) -> Future[Verdict]:
-        tests = problem["tests"]
-        verdict = self.start_judge().submit(
-            program,
-            problem["entry_point"],
-            [test["args"] for test in tests],
-            [test["expected"] for test in tests],
-        )
+        tests = [parse_test(test, problem.get("entry_point")) for test in problem["tests"]]
+        order, stop = None, False
+        if not self._every_test:
+            order, stop = self._grading.shortest_run(problem.get("levels"))
+        levels = {name: problem.get(name) for name in ("levels", "level_scores")}
+        verdict = self.start_judge().submit(program, tests, order=order, stop_at_failure=stop)
         result: Future[Verdict] = Future()
 
         def finish(done: Future[SolutionVerdict]) -> None:
             try:
-                scored = code.score_verdict(done.result(), self._scheme, problem.get("levels"))
-                result.set_result(scored)
+                result.set_result(code.score_verdict(done.result(), self._grading, **levels))
             except (Exception, CancelledError) as error:
                 result.set_exception(error)
 

@@ -14,14 +14,15 @@ from typing import Any
 import torch
 
 from openmimo.config.base import config_hash
-from openmimo.config.schema import Recipe
+from openmimo.config.schema import Recipe, RLConfig
 from openmimo.data.documents import read_records, write_records
 from openmimo.errors import UserError
 from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request
 from openmimo.inference.sampling import sample_seed
 from openmimo.model.checkpoint import load_model
-from openmimo.rewards.difficulty import cluster_levels, pass_rates
+from openmimo.rewards.difficulty import choose_levels, cluster_levels, pass_rates
+from openmimo.rewards.grading import ALL_TESTS
 from openmimo.rewards.pool import JUDGE_LIMITS, RewardPool
 from openmimo.rollout.driver import REWARD_DEADLINE
 from openmimo.runs import Run
@@ -39,6 +40,7 @@ def run(recipe: Recipe, run: Run) -> None:
     upstream = [run.require(name) for name in ("data", *SOLVERS)]
     settings = {
         "levels": recipe.rl.levels,
+        "clustering": recipe.rl.level_clustering,
         "samples": recipe.rl.level_samples,
         "max_new_tokens": recipe.rl.max_new_tokens,
     }
@@ -59,24 +61,29 @@ def run(recipe: Recipe, run: Run) -> None:
         solved = sum(bool(v) and all(v) for vs in vectors.values() for v in vs)
         print(f"difficulty: {solver} and those before solved {solved} of "
               f"{sum(map(len, vectors.values()))} attempts", flush=True)  # fmt: skip
-    graded = [with_levels(problem, vectors, recipe.rl.levels) for problem in problems]
+    graded = [with_levels(problem, vectors, recipe.rl) for problem in problems]
     write_records(stage.dir / "problems.jsonl", graded)
     levels = [len(problem["levels"]) for problem in graded if problem["domain"] == "code"]
     stage.finish(problems=len(graded), mean_levels=sum(levels) / max(1, len(levels)))
 
 
-def with_levels(problem: dict[str, Any], vectors: Vectors, levels: int) -> dict[str, Any]:
-    """The problem with its tests' `pass_rates` and `levels`, easiest first."""
+def with_levels(problem: dict[str, Any], vectors: Vectors, config: RLConfig) -> dict[str, Any]:
+    """The problem with its tests' `pass_rates` and `levels`, easiest first.
+
+    Levels that it has already, as the subtasks of an IOI problem, stay.
+    """
     if problem["domain"] != "code":
         return problem
     tests = len(problem["tests"])
     # A response without a program fails every test.
     matrix = [passed or (False,) * tests for passed in vectors[problem["id"]]]
     rates = pass_rates(matrix)
-    return problem | {
-        "pass_rates": [round(float(rate), 4) for rate in rates],
-        "levels": [list(map(int, level)) for level in cluster_levels(rates, levels)],
-    }
+    levels = problem.get("levels")
+    if levels is None and isinstance(config.levels, int):
+        levels = cluster_levels(rates, config.levels, config.level_clustering)
+    elif levels is None:
+        levels = choose_levels(rates, len(matrix), config.level_clustering)
+    return problem | {"pass_rates": [round(rate, 4) for rate in rates], "levels": levels}
 
 
 def _solve(
@@ -107,7 +114,7 @@ def _solve(
         for n in range(config.level_samples)
     )
     left = len(problems) * config.level_samples
-    with RewardPool(scheme="all", judge=JUDGE_LIMITS) as pool:
+    with RewardPool(grading=ALL_TESTS, judge=JUDGE_LIMITS, every_test=True) as pool:
         while left:
             run.interrupt.check()
             for done in engine.step():

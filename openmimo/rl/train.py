@@ -23,6 +23,7 @@ from openmimo.metrics import MetricsWriter
 from openmimo.model.checkpoint import load_model, save_model
 from openmimo.model.mimo import MiMo
 from openmimo.progress import Progress
+from openmimo.rewards.grading import Grading
 from openmimo.rewards.pool import JUDGE_LIMITS, RewardPool
 from openmimo.rl.metrics import draft_metrics, step_metrics
 from openmimo.rl.stream import Draw, PromptStream
@@ -129,8 +130,9 @@ def train(
         drafts=config.drafts,
         collect=online.collect if config.mtp_refresh_steps else None,
     )
+    grading = Grading(config.reward, config.level_scores, config.cumulative)
     with (
-        RewardPool(scheme=config.reward, judge=JUDGE_LIMITS) as pool,
+        RewardPool(grading=grading, judge=JUDGE_LIMITS) as pool,
         MetricsWriter(stage.dir / "metrics.jsonl", resume_step=first) as metrics,
         Trackers(trackers, run.dir, stage.dir, first) as tracked,
         Progress(stage.dir.name, config.steps, start=first) as progress,

@@ -26,6 +26,7 @@ class RL(Config):
     batch_size: int = 32
     scheme: Literal["strict", "soft"] = "soft"
     limit: float | None = 2.0
+    levels: int | Literal["auto"] = 3
 
 
 class Schema(Config):
@@ -92,6 +93,7 @@ def test_overrides_reach_into_lists_and_read_every_type(recipe: str) -> None:
         "rl.limit=none",
         "name=2024",
         "rl.scheme=strict",
+        "rl.levels=5",
     ]
     config = load_config(Schema, recipe, words)
     assert config.stages[1].tokens == 1_000_000
@@ -101,6 +103,8 @@ def test_overrides_reach_into_lists_and_read_every_type(recipe: str) -> None:
     assert config.rl.limit is None
     assert config.name == "2024"
     assert config.rl.scheme == "strict"
+    assert config.rl.levels == 5
+    assert load_config(Schema, recipe, ["rl.levels=auto"]).rl.levels == "auto"
 
 
 def test_the_last_override_wins(recipe: str) -> None:

@@ -11,6 +11,7 @@ from openmimo.evals.run import run as run_eval
 from openmimo.evals.samples import SampleFile
 from openmimo.evals.sampling import sample_missing
 from openmimo.report.load import load_run
+from openmimo.rewards.grading import ALL_TESTS
 from openmimo.rewards.pool import RewardPool
 
 
@@ -106,7 +107,7 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path, parrot, tokenizer, proble
     exam = Exam({p["id"]: p for p in problems}, tokenizer, make_recipe().eval, seed=0)
     path = tmp_path / "rl.jsonl"
     counts = []
-    with RewardPool(scheme="all") as pool:
+    with RewardPool(grading=ALL_TESTS) as pool:
         while len(counts) < 2 or counts[-1] > counts[-2]:
             # 17 steps finish the first seven answers.
             with SampleFile(path, exam.sample_keys()) as file:

@@ -1,5 +1,6 @@
-"""Honest programs, verdicts and the judge's own life."""
+"""Function calls: honest programs, their verdicts, and the judge's own life."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -11,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from openmimo.errors import UserError
-from openmimo.judge.judge import Judge
-from openmimo.judge.verdict import Status
+from openmimo.judge import CallTest, Judge, Limits, Rule, Status
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +21,16 @@ def judge():
         yield judge
 
 
-def run(judge, program, args, expected):
-    return judge.submit(textwrap.dedent(program), "f", args, expected).result(timeout=60)
+def calls(args, expected):
+    return [CallTest("f", a, value) for a, value in zip(args, expected, strict=True)]
+
+
+def submit(judge, program, args, expected, **options):
+    return judge.submit(textwrap.dedent(program), calls(args, expected), **options)
+
+
+def run(judge, program, args, expected, **options):
+    return submit(judge, program, args, expected, **options).result(timeout=60)
 
 
 HONEST = {
@@ -106,16 +114,48 @@ def test_other_values_are_wrong(judge, program, expected):
     assert run(judge, program, [[]], [expected]).tests[0].status is Status.WRONG
 
 
-def test_tests_share_a_process_in_order_but_not_their_arguments(judge):
+def test_every_test_has_a_process_of_its_own(judge):
     program = """
+        import json
         count = 0
         def f(xs):
             global count
             count += 1
+            json.dumps = None
             xs.append(count)
             return xs
         """
-    assert run(judge, program, [[[]]] * 4, [[1], [2], [3], [4]]).passed == (True,) * 4
+    assert run(judge, program, [[[]]] * 4, [[1]] * 4).passed == (True,) * 4
+
+
+LEETCODE = """
+class Solution:
+    def __init__(self):
+        self.seen = 0
+    def f(self, xs: List[int], root: Optional[int] = None) -> Dict[str, int]:
+        heapify(xs)
+        return {"smallest": xs[0], "half": gcd(len(xs), 2), "seen": self.seen}
+"""
+
+
+def test_a_method_in_the_form_of_leetcode(judge):
+    tests = [
+        CallTest("Solution.f", [[3, 1, 2, 4]], {"smallest": 1, "half": 2, "seen": 0}),
+        CallTest("Solution.g", [[3]], 0),
+        CallTest("Absent.f", [[3]], 0),
+    ]
+    statuses = [verdict.status for verdict in judge.run(LEETCODE, tests)]
+    assert statuses == [Status.OK, Status.COMPILE, Status.COMPILE]
+
+
+def test_rules_for_values(judge):
+    program = "def f(): return [[1, 2], [0.5000001]]"
+    rules = [Rule("floats"), Rule("exact"), Rule("unordered"), Rule("floats", 0, 1e-9)]
+    tests = [CallTest("f", [], [[1, 2], [0.5]], rule) for rule in rules]
+    tests.append(CallTest("f", [], [[0.5], [1, 2]], Rule("unordered")))
+    tests.append(CallTest("f", [], [[0.5], [2, 1]], Rule("unordered")))
+    passed = [verdict.status is Status.OK for verdict in judge.run(program, tests)]
+    assert passed == [True, False, True, False, True, False]
 
 
 def test_exception_fails_its_own_test_only_and_is_described(judge):
@@ -127,17 +167,19 @@ def test_exception_fails_its_own_test_only_and_is_described(judge):
 @pytest.mark.parametrize(
     ("program", "status"),
     [
-        ("def f(:", Status.UNPARSEABLE),
-        ("", Status.UNPARSEABLE),
-        ("f = 3", Status.UNPARSEABLE),
-        ("def g(): pass", Status.UNPARSEABLE),
+        ("def f(:", Status.COMPILE),
+        ("", Status.COMPILE),
+        ("f = 3", Status.COMPILE),
+        ("def g(): pass", Status.COMPILE),
         ("import absent_module\ndef f(): return 1", Status.CRASH),
         ("import os; os._exit(0)", Status.CRASH),
         ("raise SystemExit", Status.CRASH),
         ("x = [0] * 10**11\ndef f(): return 1", Status.MEMORY),
-        ("\x00", Status.UNPARSEABLE),
-        ("\ud800", Status.UNPARSEABLE),
-        ("(" * 5000, Status.UNPARSEABLE),
+        ("\x00", Status.COMPILE),
+        ("\ud800", Status.COMPILE),
+        ("(" * 5000, Status.COMPILE),
+        ("-" * 10**6 + "1", Status.COMPILE),
+        ("x = (1,) * 10**9", Status.MEMORY),
     ],
 )
 def test_program_that_cannot_be_defined_fails_every_test(judge, program, status):
@@ -152,52 +194,146 @@ def test_large_requests_and_replies(judge):
 
 
 def test_workers_judge_side_by_side():
-    with Judge(workers=2, wall_seconds=20.0) as judge:
-        sleepers = [
-            judge.submit("import time\ndef f(): time.sleep(0.6)", "f", [[]], [None])
-            for _ in range(2)
-        ]
+    with Judge(workers=2, limits=Limits(wall_seconds=30.0)) as judge:
         start = time.monotonic()
+        sleepers = [
+            submit(judge, f"import time\ndef f(): time.sleep(1.{n})", [[]], [None])
+            for n in range(2)
+        ]
         assert all(future.result(timeout=60).passed == (True,) for future in sleepers)
-        assert time.monotonic() - start < 1.1
+        assert time.monotonic() - start < 2
 
 
 @pytest.mark.parametrize(
-    ("args", "expected"), [([], []), ([[1]], [1, 2]), ([[1]], [{1, 2}]), ([[object()]], [1])]
+    "tests", [[], [CallTest("f", [1], {1, 2})], [CallTest("f", [object()], 1)]]
 )
-def test_bad_tests_are_the_users_error(judge, args, expected):
+def test_bad_tests_are_the_users_error(judge, tests):
     with pytest.raises(UserError):
-        judge.submit("def f(): pass", "f", args, expected)
+        judge.submit("def f(): pass", tests)
 
 
-def test_dead_server_is_a_judge_error_once_and_is_replaced():
+@pytest.mark.parametrize("order", [[0], [0, 0], [0, 2], [0, 1, 2]])
+def test_an_order_that_is_none_is_the_users_error(judge, order):
+    with pytest.raises(UserError, match="exactly once"):
+        judge.submit("def f(): pass", calls([[], []], [1, 1]), order=order)
+
+
+def test_bad_limits_and_rules_are_the_users_error():
+    for make in (
+        lambda: Limits(cpu_seconds=0),
+        lambda: Limits(memory_mb=-1),
+        lambda: Rule("tokenz"),
+        lambda: Rule("floats", absolute=-1),
+        lambda: Rule("floats", relative=float("nan")),
+        lambda: Judge(workers=0),
+    ):
+        with pytest.raises(UserError):
+            make()
+
+
+def test_stopping_at_the_first_failure_skips_the_rest_in_order(judge):
+    program = "def f(x): return x % 3"
+    verdict = run(
+        judge, program, [[0], [1], [2], [3]], [0, 1, 2, 1], order=[2, 3, 0, 1], stop_at_failure=True
+    )
+    statuses = [test.status for test in verdict.tests]
+    assert statuses == [Status.SKIPPED, Status.SKIPPED, Status.OK, Status.WRONG]
+
+
+def test_the_same_program_is_judged_once():
+    program = "import time\ndef f(): return time.time()"
+    with Judge(workers=2) as judge:
+        while_running = [submit(judge, program, [[]], [1]) for _ in range(5)]
+        assert len({future.result(timeout=60).tests[0] for future in while_running}) == 1
+        again = run(judge, program, [[]], [1])
+        assert again == while_running[0].result()
+        other_limits = submit(judge, program, [[]], [1], limits=Limits(cpu_seconds=2.0))
+        assert other_limits.result(timeout=60) != again
+
+
+def test_the_most_expensive_solutions_are_taken_first():
     with Judge() as judge:
-        pid = judge._servers[0].pid
-        slow = judge.submit("import time\ndef f(): time.sleep(2)", "f", [[]], [None])
-        while not _children(pid):
+        run(judge, "def f(x):\n    for _ in range(5 * 10**6): pass", [[0]], [None])
+        run(judge, "def f(x): pass", [[1]], [None])
+        blocker = submit(judge, "import time\ndef f(x): time.sleep(0.5)", [[0]], [None])
+        ends = []
+        for number, x in enumerate((1, 0, 1, 0)):
+            future = submit(judge, f"def f(x): pass  # {number}", [[x]], [None])
+            future.add_done_callback(lambda _, x=x: ends.append(x))
+        blocker.result(timeout=60)
+        while len(ends) < 4:
+            time.sleep(0.01)
+    assert ends == [0, 0, 1, 1]
+
+
+def test_costs_are_counted(judge):
+    program = "def f(n):\n    for _ in range(n): pass"
+    cheap, dear = run(judge, program, [[1], [10**7]], [None, None]).tests
+    assert cheap.cpu_seconds < 0.05 < dear.cpu_seconds < dear.wall_seconds + 0.02
+    sleeper = run(judge, "import time\ndef f(): time.sleep(0.3)", [[]], [None])
+    assert sleeper.tests[0].wall_seconds > 0.3
+    assert sleeper.cpu_seconds < 0.1
+
+
+def test_the_asynchronous_twin_gives_the_same(judge):
+    program, tests = "def f(x): return x", calls([[1], [2]], [1, 1])
+
+    async def both():
+        return await asyncio.gather(*(judge.run_async(program, tests) for _ in range(2)))
+
+    expected = [verdict.status for verdict in judge.run(program, tests)]
+    for verdicts in asyncio.run(both()):
+        assert [verdict.status for verdict in verdicts] == expected == [Status.OK, Status.WRONG]
+
+
+def test_a_dead_server_is_replaced_and_nothing_is_lost():
+    with Judge() as judge:
+        pid = judge._workers[0].pid
+        idle = len(_descendants(pid))
+        slow = submit(judge, "import time\ndef f(): time.sleep(1)", [[]], [None])
+        while len(_descendants(pid)) == idle:
             time.sleep(0.01)
         os.kill(pid, signal.SIGKILL)
-        assert slow.result(timeout=30).judge_failed
-        assert run(judge, "def f(): return 1", [[]], [1]).passed == (True,)
-        os.kill(judge._servers[0].pid, signal.SIGKILL)  # while idle: nothing is lost
-        while judge._servers[0].alive():
+        assert slow.result(timeout=30).passed == (True,)
+        os.kill(judge._workers[0].pid, signal.SIGKILL)  # while idle
+        while judge._workers[0].alive():
             time.sleep(0.01)
+        assert run(judge, "def f(): return 1", [[]], [1]).passed == (True,)
+
+
+def test_a_server_that_dies_twice_is_a_judge_error():
+    with Judge() as judge:
+        slow = submit(judge, "import time\ndef f(): time.sleep(3)", [[]], [None])
+        killed = set()
+        while not slow.done():
+            pid = judge._workers[0].pid
+            if pid not in killed and len(_descendants(pid)) > 1:
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+            time.sleep(0.01)
+        assert len(killed) == 2
+        assert slow.result().judge_failed
         assert run(judge, "def f(): return 1", [[]], [1]).passed == (True,)
 
 
 def test_close_does_not_wait_for_a_long_run():
-    judge = Judge(wall_seconds=100.0)
-    future = judge.submit("import time\ndef f(): time.sleep(90)", "f", [[]], [None])
-    while not _children(judge._servers[0].pid):
+    judge = Judge(limits=Limits(wall_seconds=100.0))
+    idle = len(_descendants(judge._workers[0].pid))
+    programs = [f"import time\ndef f(): time.sleep({seconds})" for seconds in (90, 91)]
+    running, waiting = [submit(judge, program, [[]], [None]) for program in programs]
+    while len(_descendants(judge._workers[0].pid)) == idle:
         time.sleep(0.01)
     start = time.monotonic()
     judge.close()
     assert time.monotonic() - start < 5
-    assert future.result(timeout=0).judge_failed
+    assert running.result(timeout=0).judge_failed
+    assert waiting.result(timeout=0).judge_failed
+    with pytest.raises(UserError, match="closed"):
+        submit(judge, programs[0], [[]], [None])
 
 
 def test_unsafe_judges_without_the_sandbox_and_says_so():
-    with Judge(unsafe=True, cpu_seconds=0.2) as judge:
+    with Judge(limits=Limits(cpu_seconds=0.2), unsafe=True) as judge:
         verdict = run(judge, "import os\ndef f(): return os.path.exists('/')", [[]], [True])
         assert verdict.passed == (True,)
         assert verdict.unsafe
@@ -208,7 +344,7 @@ def test_unsafe_judges_without_the_sandbox_and_says_so():
 _HANDICAPPED = """
 import ctypes, struct, sys
 from openmimo.errors import UserError
-from openmimo.judge.judge import Judge
+from openmimo.judge import CallTest, Judge
 from openmimo.judge.sandbox.seccomp import Filter
 op = lambda code, k, t=0, f=0: struct.pack("=HBBI", code, t, f, k)
 program = op(0x20, 0)
@@ -226,7 +362,7 @@ try:
 except UserError as error:
     print("refused:", error)
 with Judge(unsafe=True) as judge:
-    print("unsafe:", judge.submit("def f(): return 1", "f", [[]], [1]).result())
+    print("unsafe:", judge.run("def f(): return 1", [CallTest("f", [], 1)]))
 """
 
 
@@ -249,10 +385,10 @@ def test_refuses_to_run_where_the_sandbox_cannot_be_installed(missing):
 
 _ORPHANS = """
 import time
-from openmimo.judge.judge import Judge
-judge = Judge(wall_seconds=100.0)
-judge.submit("import time\\ndef f(): time.sleep(99)", "f", [[]], [1])
-print(judge._servers[0].pid, flush=True)
+from openmimo.judge import CallTest, Judge, Limits
+judge = Judge(limits=Limits(wall_seconds=100.0))
+judge.submit("import time\\ndef f(): time.sleep(99)", [CallTest("f", [], 1)])
+print(judge._workers[0].pid, flush=True)
 time.sleep(99)
 """
 
@@ -267,7 +403,7 @@ def test_no_process_outlives_a_killed_parent():
     with parent:
         server = int(parent.stdout.readline())
         deadline = time.monotonic() + 20
-        while not (children := _children(server)):
+        while len(children := _descendants(server)) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         parent.kill()
@@ -276,12 +412,13 @@ def test_no_process_outlives_a_killed_parent():
         time.sleep(0.01)
 
 
-def _children(pid):
+def _descendants(pid):
     try:
         text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     except OSError:
         return []
-    return [int(child) for child in text.split()]
+    children = [int(child) for child in text.split()]
+    return children + [below for child in children for below in _descendants(child)]
 
 
 def _running(pid):

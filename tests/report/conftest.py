@@ -149,6 +149,16 @@ def mixture() -> dict:
     }
 
 
+def graded_problems() -> list[dict]:
+    """One of mathematics, one whose tests are all alike, one whose tests are not."""
+    rates = [0.9, 0.8, 0.85, 0.4, 0.35, 0.1, 0.0]
+    return [
+        {"id": "a", "domain": "math"},
+        {"id": "b", "domain": "code", "pass_rates": [0.5, 0.5], "levels": [[0, 1]]},
+        {"id": "c", "domain": "code", "pass_rates": rates, "levels": [[0, 1, 2], [3, 4], [5, 6]]},
+    ]
+
+
 def write_run(folder: Path) -> Path:
     rng, stages = random.Random(0), folder / "stages"
     for index, (stage, seconds) in enumerate(SECONDS.items()):
@@ -162,6 +172,7 @@ def write_run(folder: Path) -> Path:
     write_lines(stages / "sft" / "metrics.jsonl", tuning_rows(rng, 3, 120))
     write_lines(stages / "rl_zero" / "metrics.jsonl", rl_rows(rng, 0.4, 0.7))
     write_lines(stages / "rl" / "metrics.jsonl", rl_rows(rng, 0.54, 0.8))
+    write_lines(stages / "difficulty" / "problems.jsonl", graded_problems())
     (stages / "eval" / "results.json").write_text(json.dumps(results()))
     (stages / "data" / "stats.json").write_text(json.dumps(stats()))
     (stages / "pretrain" / "mixture.json").write_text(json.dumps(mixture()))

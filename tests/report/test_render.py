@@ -73,7 +73,7 @@ def test_html_is_self_contained(rendered: ReportPaths) -> None:
     html = rendered.html.read_text()
     page = Page(html)
     tags = Counter(tag for tag, _ in page.tags)
-    assert tags["svg"] == 23
+    assert tags["svg"] == 24
     assert not tags.keys() & {"script", "link", "img", "iframe", "object"}
     links = [
         value or ""
@@ -179,7 +179,20 @@ def test_plots_of_a_run_in_its_first_steps(run: Path) -> None:
     rows = metrics.read_text().splitlines()[:2]
     rows[1] = re.sub(r'"loss": [\d.]+', '"loss": null', rows[1])  # MetricsWriter's NaN
     metrics.write_text("\n".join(rows) + '\n{"step": 3, "lo')  # torn while the run writes
-    assert render_report(run).html.read_text().count("<svg") == 9
+    assert render_report(run).html.read_text().count("<svg") == 10
+
+
+def test_levels_are_drawn_of_the_problem_whose_tests_differ_most(rendered: ReportPaths) -> None:
+    text = Page(rendered.html.read_text()).text
+    assert "7 tests, by level and pass rate" in text
+    assert "level 1" in text
+
+
+def test_damaged_levels_are_one_line(run: Path) -> None:
+    file = run / "stages/difficulty/problems.jsonl"
+    file.write_text('{"id": "a", "domain": "code", "levels": [[0]]}\n')
+    with pytest.raises(UserError, match=r"problems\.jsonl: Field required"):
+        render_report(run)
 
 
 def test_without_matplotlib_the_pages_say_how_to_get_plots(run: Path, no_matplotlib: None) -> None:
@@ -199,7 +212,8 @@ def test_rendering_imports_no_stage_and_no_torch(run: Path) -> None:
         [sys.executable, "-c", code, run], capture_output=True, text=True, check=True, timeout=60
     ).stdout
     names = re.findall(r"'([\w.]+)'", out)
-    allowed = {"openmimo", "openmimo.errors", "openmimo.metrics"}
+    allowed = {"openmimo", "openmimo.errors", "openmimo.metrics", "openmimo.data"}
+    allowed.add("openmimo.data.documents")  # reads JSON Lines, and imports nothing
     assert {name for name in names if not name.startswith("openmimo.report")} == allowed
 
 

@@ -1,4 +1,4 @@
-"""Levels and schemes, against exhaustive search and properties."""
+"""Levels of difficulty, against exhaustive search and properties."""
 
 import itertools
 import statistics
@@ -8,15 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openmimo.errors import UserError
-from openmimo.rewards.difficulty import (
-    all_or_nothing,
-    cluster_levels,
-    level_scores,
-    pass_rates,
-    reward,
-    soft_reward,
-    strict_reward,
-)
+from openmimo.rewards.difficulty import MAX_LEVELS, choose_levels, cluster_levels, pass_rates
 
 RATES = st.lists(st.integers(0, 16).map(lambda n: n / 16), min_size=1, max_size=9)
 
@@ -68,68 +60,51 @@ def test_levels_are_an_optimal_ordered_partition(rates, n_levels):
     assert within_squares(groups) == pytest.approx(best, abs=1e-9)
 
 
-PASSED_AND_LEVELS = st.lists(
-    st.lists(st.booleans(), min_size=1, max_size=4), min_size=1, max_size=4
-).map(
-    lambda groups: (
-        list(itertools.chain(*groups)),
-        [
-            list(range(sum(map(len, groups[:i])), sum(map(len, groups[: i + 1]))))
-            for i in range(len(groups))
-        ],
-    )
-)
+@given(RATES, st.integers(1, 6))
+def test_quantiles_are_an_ordered_partition(rates, n_levels):
+    levels = cluster_levels(rates, n_levels, "quantile")
+    assert sorted(itertools.chain(*levels)) == list(range(len(rates)))
+    assert len(levels) <= n_levels
+    groups = [[rates[i] for i in level] for level in levels]
+    for easier, harder in itertools.pairwise(groups):
+        assert min(easier) > max(harder)
 
 
-@given(PASSED_AND_LEVELS)
-def test_schemes_are_ordered_and_agree_at_the_ends(case):
-    passed, levels = case
-    strict, soft, whole = (reward(s, passed, levels) for s in ("strict", "soft", "all"))
-    assert 0 <= whole <= strict <= soft + 1e-12
-    assert soft <= 1
-    if all(passed):
-        assert strict == soft == whole == 1
-    if not any(passed):
-        assert strict == soft == whole == 0
+@given(st.integers(1, 12), st.integers(1, 6))
+def test_quantiles_without_ties_differ_by_one_test_at_most(tests, n_levels):
+    rates = [test / tests for test in range(tests)]
+    sizes = [len(level) for level in cluster_levels(rates, n_levels, "quantile")]
+    assert len(sizes) == min(n_levels, tests)
+    assert max(sizes) - min(sizes) <= 1
 
 
-@given(PASSED_AND_LEVELS, st.data())
-def test_passing_one_more_test_never_lowers_a_reward(case, data):
-    passed, levels = case
-    better = list(passed)
-    better[data.draw(st.integers(0, len(passed) - 1))] = True
-    for scheme in ("strict", "soft", "all"):
-        assert reward(scheme, better, levels) >= reward(scheme, passed, levels) - 1e-12
+def test_kmeans_and_quantiles_differ_where_rates_are_uneven():
+    rates = [0.9, 0.89, 0.88, 0.1]
+    assert cluster_levels(rates, 2) == [[0, 1, 2], [3]]
+    assert cluster_levels(rates, 2, "quantile") == [[0, 1], [2, 3]]
+    ties = [0.9, 0.5, 0.5, 0.5]
+    assert cluster_levels(ties, 2, "quantile") == [[0], [1, 2, 3]], "where most of a tie belongs"
 
 
-def test_strict_needs_all_easier_levels():
-    levels, scores = [[0, 1], [2], [3]], level_scores(3)
-    assert strict_reward([True, True, True, False], levels, scores) == pytest.approx(2 / 3)
-    assert strict_reward([True, True, False, True], levels, scores) == pytest.approx(1 / 3)
-    assert strict_reward([True, False, True, True], levels, scores) == 0
+def test_levels_are_as_many_as_the_solutions_tell_apart():
+    rates = [0.9, 0.8, 0.5, 0.45, 0.1]
+    chosen = {n: len(choose_levels(rates, n)) for n in (2, 20, 200, 10**6)}
+    assert chosen == {2: 1, 20: 3, 200: 4, 10**6: 5}
+    assert choose_levels([1.0, 1.0, 0.0], 1) == [[0, 1, 2]]
+    assert choose_levels([1.0, 1.0, 0.0], 2) == [[0, 1], [2]]
+    assert choose_levels([0.5, 0.5], 10**6) == [[0, 1]]
+    assert choose_levels([], 4) == []
+    assert len(choose_levels([n / 20 for n in range(21)], 10**9)) == MAX_LEVELS
 
 
-def test_soft_splits_a_level_among_its_tests():
-    levels, scores = [[0, 1], [2], [3]], level_scores(3, [2, 1, 1])
-    assert soft_reward([True, False, False, True], levels, scores) == pytest.approx(0.25 + 0.25)
+@given(RATES, st.integers(1, 1000), st.integers(1, 1000), st.sampled_from(["kmeans", "quantile"]))
+def test_more_solutions_never_make_fewer_levels(rates, few, more, method):
+    few, more = sorted((few, more))
+    assert len(choose_levels(rates, few, method)) <= len(choose_levels(rates, more, method))
 
 
-def test_no_levels_is_one_level_of_all_tests():
-    assert reward("strict", [True, False]) == 0
-    assert reward("soft", [True, False]) == 0.5
-    assert all_or_nothing([True, True]) == 1
-
-
-@pytest.mark.parametrize(
-    ("scheme", "levels"),
-    [("easy", None), ("soft", [[0]]), ("soft", [[0, 1], [1]]), ("strict", [[0], [1], []])],
-)
-def test_bad_schemes_and_levels(scheme, levels):
-    with pytest.raises(UserError):
-        reward(scheme, [True, False], levels)
-
-
-@pytest.mark.parametrize("weights", [[1], [1, -1], [0, 0]])
-def test_bad_weights(weights):
-    with pytest.raises(UserError):
-        level_scores(2, weights)
+def test_levels_without_a_measurement_are_refused():
+    with pytest.raises(UserError, match="at least one solution"):
+        choose_levels([0.5], 0)
+    with pytest.raises(UserError, match="n_levels"):
+        cluster_levels([0.5], 0)

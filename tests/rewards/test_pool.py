@@ -3,7 +3,8 @@
 import pytest
 
 from openmimo.errors import UserError
-from openmimo.judge.verdict import Status
+from openmimo.judge import Limits, Status
+from openmimo.rewards.grading import Grading
 from openmimo.rewards.pool import RewardPool
 
 MATH = {"id": "m", "domain": "math", "answer": "x+1"}
@@ -31,7 +32,7 @@ def collect(pool):
 
 @pytest.fixture(scope="module")
 def pool():
-    with RewardPool(scheme="soft", math_seconds=20.0) as pool:
+    with RewardPool(grading=Grading("soft"), math_seconds=20.0) as pool:
         yield pool
 
 
@@ -82,7 +83,7 @@ def test_unknown_domain(pool):
 
 
 def test_closing_leaves_nothing_unanswered():
-    pool = RewardPool(judge={"wall_seconds": 60.0})
+    pool = RewardPool(judge=Limits(wall_seconds=60.0))
     for i in range(3):
         pool.submit(i, CODE, block(f"import time\ndef f(x): time.sleep({50 + i})"))
     pool.close()

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from openmimo.config.schema import RLConfig
 from openmimo.data.documents import read_records, write_records
 from openmimo.model.checkpoint import save_model
 from openmimo.model.mimo import MiMo
@@ -19,14 +20,34 @@ TESTS = [{"args": [[n]], "expected": n} for n in range(4)]
 def test_rates_count_every_attempt_and_levels_are_easiest_first() -> None:
     problem = {"id": "p", "domain": "code", "tests": TESTS}
     attempts = [(True, True, True, False), (True, True, False, False), (True, False, False, False)]
-    graded = difficulty.with_levels(problem, {"p": [*attempts, ()]}, levels=2)
+    config = RLConfig(levels=2)
+    graded = difficulty.with_levels(problem, {"p": [*attempts, ()]}, config)
     assert graded["pass_rates"] == [0.75, 0.5, 0.25, 0.0], "an answer without a program fails all"
     assert sorted(test for level in graded["levels"] for test in level) == [0, 1, 2, 3]
     rates = [[graded["pass_rates"][test] for test in level] for level in graded["levels"]]
     assert len(rates) == 2
     assert min(rates[0]) > max(rates[1])
     other = {"id": "q", "domain": "math", "answer": "1"}
-    assert difficulty.with_levels(other, {}, levels=2) == other
+    assert difficulty.with_levels(other, {}, config) == other
+    given = difficulty.with_levels(
+        problem | {"levels": [[2, 3], [0, 1, 2]]}, {"p": attempts}, config
+    )
+    assert given["levels"] == [[2, 3], [0, 1, 2]], "subtasks stay"
+    assert given["pass_rates"][0] == 1.0
+
+
+def test_levels_follow_the_settings() -> None:
+    problem = {"id": "p", "domain": "code", "tests": TESTS}
+    attempts = [(True, True, True, False)] * 30 + [(True, True, True, True)]
+    by = {
+        (levels, method): difficulty.with_levels(
+            problem, {"p": attempts}, RLConfig(levels=levels, level_clustering=method)
+        )["levels"]
+        for levels in (4, "auto")
+        for method in ("kmeans", "quantile")
+    }
+    assert by["auto", "kmeans"] == by[4, "kmeans"] == [[0, 1, 2], [3]]
+    assert by[4, "quantile"] == [[0, 1, 2], [3]]
 
 
 def test_answers_without_a_program_solve_nothing(

@@ -1,7 +1,8 @@
 """Everything the fork server gives up before it sees a candidate, and each child once more.
 
-Only unprivileged means are needed (no namespaces, no cgroups), so it works in a plain container.
-Whatever cannot be given up raises `LockdownError`: the judge then refuses to run.
+Only unprivileged means are needed, so it works in a plain container; namespaces come on top where
+the host allows them. Whatever cannot be given up raises `LockdownError`: the judge then refuses to
+run.
 """
 
 import ctypes
@@ -11,15 +12,17 @@ import signal
 import stat
 import struct
 import sys
+from collections.abc import Sequence
 
-from . import landlock, seccomp
+from . import landlock, namespaces, seccomp
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _CAPSET = {"x86_64": 126, "aarch64": 91}
 _SOCKET = {"x86_64": 41, "aarch64": 198}
 _CAPABILITY_VERSION_3 = 0x20080522
 _NOBODY = 65534
-_OPEN_FILES = 64
+OPEN_FILES = 64
+_LARGEST_FILE = 1 << 30  # of the server, which holds inputs and outputs as files in memory
 _LIBC = ctypes.CDLL(None, use_errno=True)  # once: the children inherit it ready to call
 
 
@@ -48,14 +51,12 @@ def _readable_by_others(folder: str) -> bool:
 
 
 def drop_privileges(readable: list[str]) -> None:
-    """As root: become nobody and lose every capability.
+    """Lose every capability and, as root, become nobody.
 
     Where the interpreter lives in a folder that only root may enter, nobody could import nothing,
     so the user stays root, without any capability and with landlock deciding what opens.
     """
-    if os.geteuid() != 0:
-        return
-    if all(_readable_by_others(folder) for folder in readable):
+    if os.geteuid() == 0 and all(map(_readable_by_others, readable)):
         os.setgroups([])
         os.setgid(_NOBODY)
         os.setuid(_NOBODY)
@@ -64,27 +65,46 @@ def drop_privileges(readable: list[str]) -> None:
         raise OSError(ctypes.get_errno(), "cannot drop the capabilities")
 
 
-def lock_server() -> None:
-    """Lock the fork server down for ever. LockdownError if any layer is missing or ineffective."""
+def lock_server(writable: Sequence[str] = ()) -> None:
+    """Lock the fork server down for ever. LockdownError if any layer is missing or ineffective.
+
+    `writable` folders are those that programs may make files in.
+    """
     if not seccomp.supported():
         raise LockdownError(f"there is no system call table for {os.uname().machine}")
     folders = library_folders()
     try:
-        rules = landlock.Ruleset(folders)
+        rules = landlock.Ruleset(folders, writable=writable)
+        namespaces.enter()
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
         drop_privileges(folders)
         rules.apply()
         _prctl(_PR_SET_DUMPABLE, 0)  # no ptrace, no /proc/PID/mem for processes of the same user
         for limit, value in (
             (resource.RLIMIT_CORE, 0),
-            (resource.RLIMIT_FSIZE, 0),
-            (resource.RLIMIT_NOFILE, _OPEN_FILES),
+            (resource.RLIMIT_FSIZE, _LARGEST_FILE),
+            (resource.RLIMIT_NOFILE, OPEN_FILES),
         ):
             resource.setrlimit(limit, (value, value))
         seccomp.Filter(seccomp.build(seccomp.SERVER_CALLS)).install()
     except OSError as error:
         raise LockdownError(f"the sandbox cannot be set up: {error.strerror or error}") from error
     _check_effective()
+
+
+def lock_compiler(executable: Sequence[str], writable: Sequence[str]) -> None:
+    """Give up all but reading and executing a compiler's files and writing its results.
+
+    No seccomp, as a compiler starts other programs: it is trusted, and only its input is not.
+    """
+    try:
+        rules = landlock.Ruleset((), executable, writable)
+        namespaces.enter()
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        drop_privileges([*executable, *writable])
+        rules.apply()
+    except OSError as error:
+        raise LockdownError(f"the sandbox cannot be set up: {error.strerror or error}") from error
 
 
 def _check_effective() -> None:
@@ -109,11 +129,13 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def limit_resources(cpu_seconds: int, memory_bytes: int) -> None:
-    """Hard limits of one child: CPU seconds in all (a backstop) and bytes of address space.
+def limit_resources(cpu_seconds: int, memory_bytes: int, file_bytes: int) -> None:
+    """Hard limits of one child: CPU seconds (a backstop), bytes of address space and of a file.
 
     RLIMIT_NPROC is left alone: it counts all processes of the user, and seccomp refuses new
     processes anyway. Threads are bounded by their stacks' share of the address space.
     """
+    file_bytes = min(file_bytes, _LARGEST_FILE)
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))

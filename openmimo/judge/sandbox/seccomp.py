@@ -19,6 +19,7 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "pread64": (17, 67),
     "pwrite64": (18, 68),
     "close": (3, 57),
+    "close_range": (436, 436),
     "fstat": (5, 80),
     "newfstatat": (262, 79),
     "stat": (4, None),
@@ -91,7 +92,9 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "exit": (60, 93),
     "exit_group": (231, 94),
     "restart_syscall": (219, 128),
-    # allowed with some arguments only, or for the fork server only
+    # what the start-up code of C and C++ programs asks for
+    "arch_prctl": (158, None),
+    # allowed with some arguments only, for the fork server only, or to start a compiled program
     "clone": (56, 220),
     "fcntl": (72, 25),
     "prlimit64": (302, 261),
@@ -100,10 +103,21 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "kill": (62, 129),
     "prctl": (157, 167),
     "seccomp": (317, 277),
+    "memfd_create": (319, 279),
+    "pidfd_open": (434, 434),
+    "sendfile": (40, 71),
+    "splice": (275, 76),
+    "execve": (59, 221),
 }
-_SERVER_ONLY = ("clone", "wait4", "kill", "prctl", "seccomp")
+_SERVER_ONLY = (
+    "clone", "wait4", "kill", "prctl", "seccomp", "memfd_create", "pidfd_open", "sendfile",
+    "splice", "execve",
+)  # fmt: skip
 _CONDITIONAL = ("clone", "fcntl", "prlimit64", "clone3")
 CANDIDATE_CALLS = tuple(n for n in _NUMBERS if n not in (*_SERVER_ONLY, *_CONDITIONAL))
+# A compiled program's process has to start it. Afterwards it could start only what it wrote to its
+# own output, under the same filter and limits.
+COMPILED_CALLS = (*CANDIDATE_CALLS, "execve")
 SERVER_CALLS = (*CANDIDATE_CALLS, *_SERVER_ONLY)
 
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
