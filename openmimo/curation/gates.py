@@ -47,7 +47,7 @@ def deduplicate(problems: Sequence[Problem], threshold: float) -> Sifted:
     nobody knows which.
     """
     dropped: dict[int, Drop] = {}
-    for cluster in near_clusters([problem["prompt"] for problem in problems], threshold):
+    for cluster in near_clusters([_unended(p["prompt"]) for p in problems], threshold):
         best = min(cluster, key=lambda index: (not problems[index].get("golden"), index))
         wrong = _contradictions([problems[index] for index in cluster])
         for index in cluster:
@@ -66,7 +66,7 @@ def _contradictions(cluster: Sequence[Problem]) -> dict[str, str]:
     answers: dict[str, dict[str, str]] = {}
     for problem in cluster:
         if "answer" in problem:
-            same = answers.setdefault(_squeezed(problem["prompt"]), {})
+            same = answers.setdefault(_squeezed(_unended(problem["prompt"])), {})
             same[problem["origin"]] = _squeezed(problem["answer"])
     return {
         origin: " / ".join(sorted(set(same.values())))
@@ -74,6 +74,11 @@ def _contradictions(cluster: Sequence[Problem]) -> dict[str, str]:
         for origin in same
         if len(set(same.values())) > 1
     }
+
+
+def _unended(text: str) -> str:
+    """A short question is another set of 5-grams without its full stop. "5!" keeps its end."""
+    return text.rstrip(" .?:\n")
 
 
 def _squeezed(text: str) -> str:
