@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from openmimo.cli_curate import add_curate_verb
+from openmimo.cli_judge import add_judge_verb
 from openmimo.cli_models import MODEL_VERBS, add_model_verbs
 from openmimo.cli_plan import add_plan_verb, plan
 from openmimo.cli_serve import add_serve_verb
 from openmimo.errors import UserError
+from openmimo.torchrun import end_with_torchrun, tell_torchrun
 
 if TYPE_CHECKING:
     from openmimo.config.schema import Recipe
@@ -115,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 130
         again = (
             "nothing was written"
-            if verb in (*MODEL_VERBS, "plan", "serve", "chat")
+            if verb in (*MODEL_VERBS, "plan", "serve", "judge", "chat")
             else "the same command goes on from here"
         )
         print(f"mimo: stopped; {again}", file=sys.stderr)
@@ -125,7 +127,9 @@ def main(arguments: list[str] | None = None) -> int:
         if message is None:
             raise
         where = f"rank {rank}: " if (rank := os.environ.get("RANK")) else ""
-        print(f"mimo: error: {where}{' '.join(message.splitlines())}", file=sys.stderr, flush=True)
+        line = f"mimo: error: {where}{' '.join(message.splitlines())}"
+        print(line, file=sys.stderr, flush=True)
+        tell_torchrun(line)
         return 2
     return 0
 
@@ -148,6 +152,7 @@ def _at(error: OSError) -> str:
 
 
 def run_verb(arguments: list[str]) -> None:
+    end_with_torchrun()
     parser = make_parser()
     options, overrides = parser.parse_known_args(arguments)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -212,6 +217,7 @@ def make_parser() -> Parser:
     add_model_verbs(verbs)
     add_serve_verb(verbs)
     add_curate_verb(verbs)
+    add_judge_verb(verbs)
 
     report = verbs.add_parser("report", help="render the report of a run")
     report.add_argument("run", metavar="RUN", type=Path, help="the run's folder")

@@ -28,6 +28,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from openmimo.errors import UserError
+from openmimo.units import size
 from openmimo.world import World
 
 
@@ -258,9 +259,7 @@ def require_space(folder: Path | str, needed: int) -> None:
     """Raise `UserError` unless ``needed`` bytes are free where ``folder`` lies."""
     available = shutil.disk_usage(folder).free
     if available < needed:
-        raise UserError(
-            f"no space in {folder}: {needed / 1e9:.1f} GB needed, {available / 1e9:.1f} GB free"
-        )
+        raise UserError(f"no space in {folder}: {size(needed)} needed, {size(available)} free")
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

@@ -220,7 +220,7 @@ def test_atomic_dir_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_space_is_checked_before_it_is_needed(tmp_path: Path) -> None:
     require_space(tmp_path, 1)
-    with pytest.raises(UserError, match=r"1000000000\.0 GB needed, \d+\.\d GB free"):
+    with pytest.raises(UserError, match=r"1,000,000,000\.0 GB needed, [\d.,]+ GB free"):
         require_space(tmp_path, 10**18)
 
 

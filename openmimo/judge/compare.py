@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from openmimo.errors import UserError
 
-RuleName = Literal["tokens", "lines", "exact", "floats", "unordered"]
+RuleName = Literal["tokens", "lines", "exact", "floats", "unordered", "livecodebench"]
 _SHOWN = 40  # characters of a token in an explanation
 
 
@@ -25,6 +25,7 @@ class Rule:
     empty lines at the end. exact: every byte. floats: tokens, where a decimal number may be off by
     `absolute` or, relative to the expected one, by `relative`; whole numbers only with
     `whole_numbers`; NaN and infinity never match. unordered: lines as in `lines`, in any order.
+    livecodebench: lines without the space around them, as equal decimal numbers where both are.
 
     For returned values: tokens, lines and exact are equality; floats gives floats their
     tolerance; unordered is floats with the items of the outermost list in any order.
@@ -53,6 +54,8 @@ def output_difference(rule: Rule, expected: bytes, actual: bytes) -> str | None:
         expected, actual = expected.lower(), actual.lower()
     if rule.name == "exact":
         return None if expected == actual else _first_difference(expected, actual)
+    if rule.name == "livecodebench":
+        return _decimal_lines_difference(expected, actual)
     if rule.name in ("lines", "unordered"):
         wanted, found = _lines(expected), _lines(actual)
         if rule.name == "unordered":
@@ -71,6 +74,26 @@ def _lines(text: bytes) -> list[bytes]:
     while lines and not lines[-1]:
         del lines[-1]
     return lines
+
+
+def _decimal_lines_difference(expected: bytes, actual: bytes) -> str | None:
+    wanted, found = ([line.strip() for line in text.strip().split(b"\n")]
+                     for text in (expected, actual))  # fmt: skip
+    if len(wanted) != len(found):
+        return f"{len(found)} lines, not {len(wanted)}"
+    for number, (a, b) in enumerate(zip(wanted, found, strict=True), 1):
+        if a != b and not _same_decimals(a, b):
+            return f"line {number} is {_show(b)}, not {_show(a)}"
+    return None
+
+
+def _same_decimals(expected: bytes, actual: bytes) -> bool:
+    try:
+        wanted, found = ([Decimal(word.decode()) for word in line.split()]
+                         for line in (expected, actual))  # fmt: skip
+    except (InvalidOperation, UnicodeDecodeError):
+        return False
+    return wanted == found
 
 
 def _first_difference(expected: bytes, actual: bytes) -> str:

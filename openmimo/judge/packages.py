@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from openmimo.errors import UserError
-from openmimo.judge.cases import Checker, Limits, Program, StdioTest
+from openmimo.judge.cases import Checker, Limits, Program, StdioTest, Test
 from openmimo.judge.compare import Rule
 
 Folder = Path | zipfile.Path
@@ -39,7 +39,7 @@ class Package:
     what a C++ solution is compiled with (grader and header)."""
 
     name: str
-    tests: tuple[StdioTest, ...]
+    tests: tuple[Test, ...]
     test_names: tuple[str, ...]
     limits: Limits
     groups: tuple[Group, ...] = ()

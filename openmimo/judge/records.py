@@ -47,8 +47,8 @@ def _text(record: Mapping[str, Any], key: str) -> str:
 
 def _rule(record: Mapping[str, Any], default: Rule) -> Rule:
     rule = record.get("rule")
-    if rule is None:
-        return default
+    if rule is None or isinstance(rule, Rule):
+        return rule or default
     try:
         return Rule(**({"name": rule} if isinstance(rule, str) else rule))
     except TypeError as error:

@@ -153,7 +153,7 @@ def backward_step(
     main: bool = True,
     detach_after: int = 1,
 ) -> tuple[float, list[float]]:
-    """Accumulate the gradient of main + mtp_weight * mean(mtp) over `batch`.
+    """Accumulate the gradient of main + mtp_weight * mean(mtp) over `batch`, on one process.
 
     Returns:
         the main loss and each MTP layer's loss, per valid target, in nats.
@@ -161,7 +161,7 @@ def backward_step(
     objective = Objective(mtp_layers, main, detach_after)
     module = TrainingLoss(model, objective, head_chunk=4096)
     counts = count_targets(batch, objective)
-    sums = torch.zeros(len(counts))
+    sums = torch.zeros(len(counts), device=counts.device)
     for part in batch.split(tokens_per_microbatch):
         parts = module(part, counts, mtp_weight)
         parts.total.backward()

@@ -18,10 +18,7 @@ from torch import Tensor
 from openmimo.inference.protocol import Request
 from openmimo.model.mimo import MiMo
 from openmimo.training.batch import Batch, Segment, batch_rows, pack
-from openmimo.training.loss import Objective, TrainingLoss, count_targets
-
-HEAD_CHUNK = 4096
-"""Tokens whose logits are in memory at once."""
+from openmimo.training.loss import backward_step
 
 
 @dataclass(frozen=True)
@@ -79,11 +76,14 @@ class OnlineMTP:
         self._model.requires_grad_(False)
         for parameter in parameters:
             parameter.requires_grad_(True)
-        objective = Objective(range(len(self._model.mtp_layers)), main=False, detach_after=0)
+        layers = range(len(self._model.mtp_layers))
         optimizer = torch.optim.AdamW(parameters, lr=self._rate, weight_decay=0.0)
         history = []
         for _ in range(self._steps):
-            history.append(self._accumulate(batch, objective))
+            _, found = backward_step(
+                self._model, batch, layers, 1.0, self._microbatch, main=False, detach_after=0
+            )
+            history.append(found)
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -93,18 +93,6 @@ class OnlineMTP:
         self._answers.clear()
         self._tokens = 0
         return history[0], history[-1]
-
-    def _accumulate(self, batch: Batch, objective: Objective) -> list[float]:
-        """Gradients of the mean loss; returns each layer's loss."""
-        loss = TrainingLoss(self._model, objective, HEAD_CHUNK)
-        counts = count_targets(batch, objective)
-        totals = torch.zeros(len(counts))
-        for part in batch.split(self._microbatch):
-            found = loss(part, counts, 1.0)
-            found.total.backward()
-            totals += found.sums.cpu()
-        means: list[float] = (totals / counts.clamp(min=1).cpu())[1:].tolist()
-        return means
 
     def _batch(self) -> Batch:
         """All answers, packed, with their hidden states."""

@@ -24,7 +24,8 @@ class StepResult:
     Attributes:
         loss: main loss a target in nats; None if it is not part of the objective.
         mtp_loss: each MTP layer's loss a target.
-        mtp_acceptance: share of each layer's targets where its top token is the trunk's.
+        mtp_acceptance: share of each layer's targets where its top token is the trunk's; where the
+            trunk is frozen and its head not computed, where it is the target.
         targets: valid targets of the main loss.
         norm: of the gradient before clipping; not finite if the step was skipped.
     """

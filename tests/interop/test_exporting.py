@@ -100,7 +100,7 @@ def test_qwen2_in_transformers_without_remote_code(release: Path, tmp_path: Path
     assert type(theirs).__name__ == "Qwen2ForCausalLM"
     assert not any(info.values()), info
     ids = torch.randint(304, (2, 40), generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(theirs(ids).logits, load_model(release)(ids), rtol=0, atol=1e-5)
+    torch.testing.assert_close(theirs(ids).logits, load_model(release)(ids), rtol=0, atol=5e-5)
     tokens = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokens("1 + 1 = 2")["input_ids"] == load_release(release)[1].encode("1 + 1 = 2")
 

@@ -114,7 +114,7 @@ def test_transformers_gets_the_same_logits(export: Export, model: MiMo) -> None:
     assert not any(info.values()), info
     ids = torch.randint(304, (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        torch.testing.assert_close(theirs(ids).logits, model(ids), rtol=0, atol=1e-5)
+        torch.testing.assert_close(theirs(ids).logits, model(ids), rtol=0, atol=5e-5)
 
 
 def test_what_the_file_says_about_itself(export: Export, tokenizer: Tokenizer) -> None:

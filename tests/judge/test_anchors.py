@@ -21,7 +21,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def judge():
-    with Judge(limits=Limits(cpu_seconds=10.0, wall_seconds=90.0), cache_size=20_000) as judge:
+    with Judge(
+        limits=Limits(cpu_seconds=30.0, wall_seconds=200.0, memory_mb=2048), cache_size=20_000
+    ) as judge:
         yield judge
 
 
@@ -48,20 +50,27 @@ def human_eval_plus_test(row):
 
 
 @pytest.mark.parametrize(
-    ("file", "make_test"),
+    ("file", "make_test", "broken"),
     [
-        ("humaneval/HumanEval.jsonl.gz", human_eval_test),
-        ("humaneval_plus/HumanEvalPlus-OriginFmt.jsonl.gz", human_eval_plus_test),
+        ("humaneval/HumanEval.jsonl.gz", human_eval_test, []),
+        # Its test in this file reads _poly(*candidate(*inp), inp), which no solution can pass.
+        ("humaneval_plus/HumanEvalPlus-OriginFmt.jsonl.gz", human_eval_plus_test, ["HumanEval/32"]),
     ],
+    ids=["HumanEval", "HumanEval+"],
 )
-def test_human_eval(judge, data_file, file, make_test):
+def test_human_eval(judge, data_file, file, make_test, broken):
     rows = read_rows(data_file(file))
     tests = [make_test(row) for row in rows]
     golden = [
         judge.submit(row["prompt"] + row["canonical_solution"], [test])
         for row, test in zip(rows, tests, strict=True)
     ]
-    assert statuses(golden) == [{Status.OK: 1}] * 164
+    failing = [
+        row["task_id"]
+        for row, found in zip(rows, statuses(golden), strict=True)
+        if found != {Status.OK: 1}
+    ]
+    assert failing == broken
     for body in ("return None", "return True", "raise SystemExit(0)"):
         wrong = [
             judge.submit(f"{row['prompt']}    {body}\n", [test])
@@ -86,15 +95,14 @@ def test_mbpp(judge, data_file):
     assert [set(found) for found in statuses(golden)] == [{Status.OK}] * 974
     # A function of the right name that is wrong: it returns nothing.
     empty = [
-        judge.submit(without_bodies(row["code"]), own[:1])
-        for row, own in zip(rows, tests, strict=True)
+        judge.submit(without_bodies(row["code"]), own) for row, own in zip(rows, tests, strict=True)
     ]
-    assert sum(Status.OK in found for found in statuses(empty)) == 0
+    assert not any(set(found) == {Status.OK} for found in statuses(empty))
 
 
 def test_mbpp_plus(judge, data_file):
     rows = read_rows(data_file("mbpp_plus/MbppPlus-OriginFmt.jsonl.gz"))
-    tests = [AssertTest(row["test"]) for row in rows]
+    tests = [AssertTest(row["test"], names=MBPP_NAMES.get(row["task_id"], ())) for row in rows]
     golden = [judge.submit(row["code"], [test]) for row, test in zip(rows, tests, strict=True)]
     assert statuses(golden) == [{Status.OK: 1}] * 378
     empty = [

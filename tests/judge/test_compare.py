@@ -11,7 +11,7 @@ from openmimo.errors import UserError
 from openmimo.judge.compare import Rule, RuleName, decode, output_difference, values_match
 from openmimo.judge.records import parse_test
 
-NAMES = get_args(RuleName)
+NAMES = [name for name in get_args(RuleName) if name != "livecodebench"]
 
 # expected, actual, and the rules under which they match
 OUTPUTS = [
@@ -50,6 +50,14 @@ OUTPUTS = [
 def test_outputs_match_under_these_rules(name, expected, actual, matching):
     difference = output_difference(Rule(name), expected, actual)
     assert (difference is None) == (name in matching), difference
+
+
+def test_livecodebench_compares_lines_as_decimals():
+    rule = Rule("livecodebench")
+    for expected, actual in ((b"1.50 2\nx", b" 1.5  2.0 \nx\n\n"), (b"a b", b"a b"), (b"", b" ")):
+        assert output_difference(rule, expected, actual) is None
+    for expected, actual in ((b"a b", b"a  b"), (b"1\n2", b"1 2"), (b"1", b"1.0000001")):
+        assert output_difference(rule, expected, actual)
 
 
 def test_tolerances_and_case_are_settings():

@@ -171,6 +171,24 @@ def test_a_step_that_is_not_finite_changes_nothing(make_model: MakeModel) -> Non
     assert_equal(everything(model, optimizer), before)
 
 
+def test_gradients_are_clipped_to_one_norm_over_all_weights(make_model: MakeModel) -> None:
+    """Seen in the first moment: AdamW's first step itself does not depend on the scale."""
+    model = make_model()
+    optimizer = build_optimizer(model.named_parameters(), OptimizerConfig(beta1=0.9))
+    random = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(p.shape, generator=random) for p in model.parameters()]
+    norm = math.sqrt(sum(float(grad.double().square().sum()) for grad in gradients))
+    for clip, factor in ((0.5, 0.5 / norm), (2 * norm, 1.0)):
+        optimizer.state.clear()
+        for parameter, grad in zip(model.parameters(), gradients, strict=True):
+            parameter.grad = grad.clone()
+        assert update(optimizer, 1e-2, clip) == pytest.approx(norm, rel=1e-5)
+        for parameter, grad in zip(model.parameters(), gradients, strict=True):
+            moment = optimizer.state[parameter]["exp_avg"]
+            torch.testing.assert_close(moment, 0.1 * factor * grad, rtol=1e-4, atol=1e-7)
+            assert parameter.grad is None
+
+
 def test_decay_spares_norms_biases_and_the_embedding(make_model: MakeModel) -> None:
     model = make_model()
     model.lm_head.requires_grad_(False)

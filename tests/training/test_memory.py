@@ -1,6 +1,7 @@
 """`training/memory.py` against the bytes that are alive in real training steps on the CPU."""
 
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -60,8 +61,9 @@ class Alive(TorchDispatchMode):
 
 
 @pytest.fixture(scope="module")
-def world() -> World:
-    return World()
+def world() -> Iterator[World]:
+    with World() as world:
+        yield world
 
 
 def fullest(config: ModelConfig, compute: ComputeConfig, work: Workload, world: World) -> int:

@@ -1,5 +1,7 @@
 """Several ranks, killed and resumed, do what one process does; a rank that is gone is named."""
 
+import json
+import math
 import os
 import signal
 import subprocess
@@ -10,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import openmimo
 from openmimo.cli import main
 from openmimo.config.base import to_toml
-from openmimo.config.schema import Recipe
+from openmimo.config.schema import ModelConfig, Recipe
 from openmimo.metrics import read_metrics
 from openmimo.runs import Run
 from openmimo.training import pretrain
+from openmimo.training.weights import stored_weights
+from tests.training.conftest import MODEL
 
 ENVIRONMENT = {
     **os.environ,
@@ -153,6 +158,77 @@ def test_two_ranks_then_one_then_two(start: Callable[[str], Path], recipe: Recip
         assert have["tokens"] == want["tokens"]
     mixtures = [(run / "stages/pretrain/mixture.json").read_text() for run in (plain, folder)]
     assert mixtures[0] == mixtures[1]
+
+
+STEPS = """
+import json, sys
+from pathlib import Path
+import numpy as np
+import torch
+from openmimo.config.schema import ComputeConfig, ModelConfig, OptimizerConfig
+from openmimo.training.batch import Segment, Share, batch_rows
+from openmimo.training.loss import Objective
+from openmimo.training.optim import build_optimizer
+from openmimo.training.parallel import prepare
+from openmimo.training.step import train_step
+from openmimo.training.throughput import StepClock
+from openmimo.training.weights import empty_model, random_weights, save_weights
+from openmimo.world import World
+
+folder, config = Path(sys.argv[1]), ModelConfig(**json.loads(sys.argv[2]))
+rows = [[Segment(np.arange(n, n + 24), loss_from=3 * n)] for n in range(5)]
+with World.from_environment(timeout=60) as world:
+    weights = random_weights(config, 0)
+    module = prepare(empty_model(config), weights, Objective([0]), ComputeConfig(), world)
+    optimizer = build_optimizer(module.model.named_parameters(), OptimizerConfig())
+    batch = batch_rows([rows[n] for n in Share(world.rank, world.size).of(5)], 24, 0)
+    def step():
+        result = train_step(
+            module, optimizer, batch, 5, 1e-3, 0.3, 0.1, 24, world, StepClock(world.device)
+        )
+        return [result.loss, *result.mtp_loss, result.norm]
+    results = [step()]
+    if world.rank == world.size - 1:
+        spoil = lambda module, inputs, parts: parts._replace(total=parts.total * torch.nan)
+        hook = module.register_forward_hook(spoil)
+    results.append(step())
+    if world.rank == world.size - 1:
+        hook.remove()
+    results += [step(), step()]
+    save_weights(module.model, folder / "model", world)
+    if world.main:
+        (folder / "results.json").write_text(json.dumps(results))
+"""
+
+
+@pytest.mark.slow
+def test_the_step_of_two_ranks_is_that_of_one_process(tmp_path: Path) -> None:
+    """With a norm far above the clip, rows that cannot be shared equally, and a second step in
+    which the gradient of the last rank alone is not finite: it changes nothing on either."""
+    script = tmp_path / "steps.py"
+    script.write_text(STEPS)
+    config = ModelConfig(**MODEL | {"num_nextn_predict_layers": 1, "initializer_range": 0.3})
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    runs = []
+    for name, options in (("one", []), ("two", torchrun)):
+        folder = tmp_path / name
+        folder.mkdir()
+        command = [sys.executable, *options, str(script), str(folder), config.model_dump_json()]
+        subprocess.run(command, check=True, timeout=LIMIT, env=ENVIRONMENT)
+        runs.append(
+            (
+                json.loads((folder / "results.json").read_text()),
+                dict(stored_weights(folder / "model", config)),
+            )
+        )
+    (expected, weights), (found, others) = runs
+    assert [math.isnan(result[-1]) for result in expected] == [False, True, False, False]
+    assert expected[1][:-1] == expected[2][:-1] != expected[0][:-1]
+    assert expected[0][-1] > 1
+    for have, want in zip(found, expected, strict=True):
+        assert have == pytest.approx(want, rel=1e-6, nan_ok=True)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(others[name], tensor, atol=1e-6, rtol=0)
 
 
 HANGS = """

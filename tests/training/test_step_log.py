@@ -61,6 +61,28 @@ def test_the_mixture_is_logged_at_checkpoints(pretrained: Path) -> None:
     assert mixtures[3].keys() == {"general", "math"}
 
 
+@pytest.mark.parametrize(("keep", "kept"), [(1, [8]), (3, [3, 6, 8])])
+def test_as_many_checkpoints_are_kept_as_the_settings_say(
+    make_run: Callable[[str], Run], recipe: Recipe, keep: int, kept: list[int]
+) -> None:
+    run = make_run("run")
+    compute = ComputeConfig(keep_checkpoints=keep)
+    pretrain.run(recipe.model_copy(update={"compute": compute}), run)
+    folders = sorted((run.dir / "stages" / "pretrain" / "checkpoints").iterdir())
+    assert [folder.name for folder in folders] == [f"step-{step:09d}" for step in kept]
+
+
+def test_a_source_that_was_never_read_is_said_aloud(
+    make_run: Callable[[str], Run], recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, *rest = recipe.pretrain.schedule
+    mixture = {"general": 0.5, "math": 0.499999, "code": 0.000001}
+    table = (first.model_copy(update={"mixture": mixture}), *rest)
+    settings = recipe.pretrain.model_copy(update={"schedule": table})
+    pretrain.run(recipe.model_copy(update={"pretrain": settings}), make_run("run"))
+    assert "warning: stage1 never read code, although" in capsys.readouterr().out
+
+
 def test_a_step_is_one_readable_line(
     make_run: Callable[[str], Run], recipe: Recipe, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,6 +55,9 @@ CALL = ord("C")  # JSON for child.run_call
 ASSERT = ord("A")  # JSON for remote.run_tester
 CHECK = ord("K")  # input, output of a candidate, answer (see CHECK_FILES), JSON arguments
 
+# How many of the blobs a kind has.
+BLOBS_OF = {LOAD: 1, LOAD_COMPILED: 1, SCRIPT: 1, CALL: 1, ASSERT: 1, CHECK: 4}
+
 # How a checker names its files. The output is its standard input, too.
 CHECK_FILES = ("/proc/self/fd/4", "/proc/self/fd/5", "/proc/self/fd/6")
 
@@ -142,7 +145,7 @@ class Server:
         header = bytearray(REQUEST.size)
         while _read_exactly(self._requests, memoryview(header)):
             kind, cpu, wall, memory, output, *sizes = REQUEST.unpack(header)
-            blobs = [self._receive(size) for size in sizes]
+            blobs = [self._receive(size) for size in sizes[: BLOBS_OF[kind]]]
             result = self._answers[kind](Limits(cpu, wall, memory, output), *blobs)
             self._reply(result)
             for fd in {*blobs, result.output, result.report}:
@@ -168,7 +171,7 @@ class Server:
             while sent < size:
                 sent += os.sendfile(self._replies, fd, sent, size - sent)
 
-    def _load(self, limits: Limits, source: int, *_: int) -> Result:
+    def _load(self, limits: Limits, source: int) -> Result:
         os.close(self._program)
         self._program, self._compiled = _file(), False
         limits = Limits(_COMPILE_SECONDS, 3 * _COMPILE_SECONDS, _COMPILE_MEMORY, _COMPILE_MEMORY)
@@ -176,14 +179,14 @@ class Server:
         files = {3: report, 4: self._program}
         return self._run(limits, child.compile_program, [source], files, _file(), report)
 
-    def _load_compiled(self, limits: Limits, binary: int, *_: int) -> Result:
+    def _load_compiled(self, limits: Limits, binary: int) -> Result:
         os.close(self._program)
         # A file that is open for writing cannot be executed.
         self._program = os.open(f"/proc/self/fd/{binary}", os.O_RDONLY)
         self._compiled = True
         return Result(EXITED, 0, 0.0, 0.0, _file(), _file())
 
-    def _script(self, limits: Limits, stdin: int, *_: int) -> Result:
+    def _script(self, limits: Limits, stdin: int) -> Result:
         return self._run_program(limits, ["solution"], stdin, ())
 
     def _check(
@@ -204,13 +207,13 @@ class Server:
         body = functools.partial(child.run_script, argv)
         return self._run(limits, body, [self._program], layout, output, report)
 
-    def _call(self, limits: Limits, call: int, *_: int) -> Result:
+    def _call(self, limits: Limits, call: int) -> Result:
         report = _file()
         return self._run(
             limits, child.run_call, [self._program, call], {3: report}, _file(), report
         )
 
-    def _assert(self, limits: Limits, job: int, *_: int) -> Result:
+    def _assert(self, limits: Limits, job: int) -> Result:
         """Two children. The result is the tester's, with its report as the output; where the
         tester lost the candidate, it is the candidate's. The report is the candidate's."""
         requests, to_candidate = os.pipe()
