@@ -112,12 +112,13 @@ _PROOF = re.compile(
     r"|(?:^|[.:;!?$\]]\s*|\n\s*)(?:show|demonstrate|verify) that\b",
     re.IGNORECASE,
 )
+# Capital letters only: a problem's conditions are called a), b), c).
 _CHOICE = re.compile(
     r"\(\s*A\s*\).{1,400}\(\s*B\s*\).{1,400}\(\s*C\s*\)"
     r"|^\s*A[.)].{1,400}^\s*B[.)].{1,400}^\s*C[.)]"
     r"|\bA[.)] .{1,200}\bB[.)] .{1,200}\bC[.)] .{1,200}\bD[.)] "
-    r"|\bwhich (?:one )?of the following\b|\b(?:true or false|choose the correct)\b",
-    re.IGNORECASE | re.DOTALL | re.MULTILINE,
+    r"|(?i:\bwhich (?:one )?of the following\b|\b(?:true or false|choose the correct)\b)",
+    re.DOTALL | re.MULTILINE,
 )
 _INTERACTIVE = re.compile(r"\binteractive problem\b|\bflush(?:ing)? the (?:output|stream)\b", re.I)
 _MANY = re.compile(

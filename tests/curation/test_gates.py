@@ -81,6 +81,7 @@ CHOICE = "What is $1+1$? $\\textbf{(A)}\\ 1 \\qquad\\textbf{(B)}\\ 2 \\qquad\\te
         ("A lawyer must prove a case in 3 days. How many hours?", None),
         (CHOICE, "multiple choice"),
         ("What is 1+1? (A) 1 (B) 2 (C) 3", "multiple choice"),
+        ("Find n such that (a) n > 1, (b) n < 9 and (c) n is a square.", None),
         ("What is 1+1?\nA. 1\nB. 2\nC. 3", "multiple choice"),
         ("Which of the following is prime: 4, 5, 6?", "multiple choice"),
         ("[asy] label('(A)'); label('(B)'); label('(C)'); [/asy] What is the area?", None),

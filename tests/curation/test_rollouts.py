@@ -45,6 +45,12 @@ def test_rollouts_measure_and_decide(folder: Path, settings: Any, tmp_path: Path
     assert 0 < kept["A: which digit?"]["strong_pass_rate"] < 1
     assert kept["A: which digit?"]["own_answers"] == 6
     assert kept["D: which digit?"]["own_pass_rate"] == 0
+    marks = [path.read_bytes() for path in sorted(tmp_path.glob("out/stages/*/done.json"))]
+    assert len(marks) == 8
+    (folder / "config.json").touch()
+    assert curate([raw], [], changes, tmp_path / "out") == file
+    again = [path.read_bytes() for path in sorted(tmp_path.glob("out/stages/*/done.json"))]
+    assert again == marks, "nothing was done again"
     assert funnel[-1]["dropped"] == {
         "unsolved by the strong model": 1,
         "no rollout could be judged": 1,
