@@ -47,7 +47,7 @@ def deduplicate(problems: Sequence[Problem], threshold: float) -> Sifted:
     nobody knows which.
     """
     dropped: dict[int, Drop] = {}
-    for cluster in near_clusters([problem["prompt"] for problem in problems], threshold):
+    for cluster in near_clusters([_unended(p["prompt"]) for p in problems], threshold):
         best = min(cluster, key=lambda index: (not problems[index].get("golden"), index))
         wrong = _contradictions([problems[index] for index in cluster])
         for index in cluster:
@@ -66,7 +66,7 @@ def _contradictions(cluster: Sequence[Problem]) -> dict[str, str]:
     answers: dict[str, dict[str, str]] = {}
     for problem in cluster:
         if "answer" in problem:
-            same = answers.setdefault(_squeezed(problem["prompt"]), {})
+            same = answers.setdefault(_squeezed(_unended(problem["prompt"])), {})
             same[problem["origin"]] = _squeezed(problem["answer"])
     return {
         origin: " / ".join(sorted(set(same.values())))
@@ -74,6 +74,11 @@ def _contradictions(cluster: Sequence[Problem]) -> dict[str, str]:
         for origin in same
         if len(set(same.values())) > 1
     }
+
+
+def _unended(text: str) -> str:
+    """A short question is another set of 5-grams without its full stop. "5!" keeps its end."""
+    return text.rstrip(" .?:\n")
 
 
 def _squeezed(text: str) -> str:
@@ -107,12 +112,13 @@ _PROOF = re.compile(
     r"|(?:^|[.:;!?$\]]\s*|\n\s*)(?:show|demonstrate|verify) that\b",
     re.IGNORECASE,
 )
+# Capital letters only: a problem's conditions are called a), b), c).
 _CHOICE = re.compile(
     r"\(\s*A\s*\).{1,400}\(\s*B\s*\).{1,400}\(\s*C\s*\)"
     r"|^\s*A[.)].{1,400}^\s*B[.)].{1,400}^\s*C[.)]"
     r"|\bA[.)] .{1,200}\bB[.)] .{1,200}\bC[.)] .{1,200}\bD[.)] "
-    r"|\bwhich (?:one )?of the following\b|\b(?:true or false|choose the correct)\b",
-    re.IGNORECASE | re.DOTALL | re.MULTILINE,
+    r"|(?i:\bwhich (?:one )?of the following\b|\b(?:true or false|choose the correct)\b)",
+    re.DOTALL | re.MULTILINE,
 )
 _INTERACTIVE = re.compile(r"\binteractive problem\b|\bflush(?:ing)? the (?:output|stream)\b", re.I)
 _MANY = re.compile(

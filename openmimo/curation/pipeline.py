@@ -135,20 +135,19 @@ class _Chain:
         self._run.interrupt.check()
         model = {path.name: digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
         stage = self._stage(f"rollouts_{name}", {"model": model, **asdict(sampling)})
-        from openmimo.curation.rollouts import roll_out  # torch takes seconds to import
-
-        # The samples of a finished stage are read back, and none is missing.
-        outcomes = roll_out(
-            f"rollouts {name}",
-            folder,
-            problems,
-            sampling,
-            stage.dir / "samples.jsonl",
-            self._run.interrupt,
-        )
+        file = stage.dir / "outcomes.jsonl"
         if not stage.is_done():
-            stage.finish(answers=sum(each.answers for each in outcomes.values()))
-        return outcomes
+            from openmimo.curation.rollouts import roll_out  # torch takes seconds to import
+
+            samples = stage.dir / "samples.jsonl"
+            interrupt = self._run.interrupt
+            found = roll_out(f"rollouts {name}", folder, problems, sampling, samples, interrupt)
+            write_records(file, ({"id": each} | asdict(found[each]) for each in found))
+            stage.finish(answers=sum(each.answers for each in found.values()))
+        return {
+            record["id"]: Outcomes(record["answers"], record["right"], tuple(record["tests"]))
+            for _, record in read_records(file, "id")
+        }
 
     def _stage(self, name: str, key: Mapping[str, object]) -> Stage:
         self._hash = config_hash(dict(key), self._hash, name)
