@@ -17,7 +17,7 @@ from openmimo.evals.passk import pass_at_k
 from openmimo.judge import AssertTest, Judge, Limits, Status
 from openmimo.judge.packages import read_package
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
