@@ -19,6 +19,11 @@ from openmimo.judge.packages import read_package
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
+takes_minutes = pytest.mark.skipif(
+    "OPENMIMO_TEST_DATA" not in os.environ,
+    reason="takes minutes: name the folder of the data sets in OPENMIMO_TEST_DATA to run it",
+)
+
 
 @pytest.fixture(scope="module")
 def judge():
@@ -100,6 +105,7 @@ def test_mbpp(judge, data_file):
     assert not any(set(found) == {Status.OK} for found in statuses(empty))
 
 
+@takes_minutes
 def test_mbpp_plus(judge, data_file):
     rows = read_rows(data_file("mbpp_plus/MbppPlus-OriginFmt.jsonl.gz"))
     tests = [AssertTest(row["test"], names=MBPP_NAMES.get(row["task_id"], ())) for row in rows]
@@ -134,6 +140,7 @@ def without_bodies(source):
     return ast.unparse(ast.fix_missing_locations(Empty().visit(ast.parse(source))))
 
 
+@takes_minutes
 @pytest.mark.parametrize(("half", "pass_1", "pass_5"), [("output", 34.2125, 40.2867),
                                                         ("input", 35.9500, 44.9911)])  # fmt: skip
 def test_cruxeval_verdicts_and_published_figures(judge, data_file, half, pass_1, pass_5):
