@@ -60,6 +60,13 @@ def test_golden_solutions_must_pass_all_tests_every_time():
     ]
 
 
+def test_golden_solutions_that_pass_only_sometimes_are_noticed():
+    """Each fails by chance: with one run of each none would be found, with two every second one."""
+    program = "import os\nx = os.urandom(1)[0] % 2"
+    found = reasons(*(code(f"Question {n}", program, "assert x == 1") for n in range(24)))
+    assert "golden solution passes only sometimes" in found
+
+
 OK, WRONG, ERROR = (
     SolutionVerdict((Verdict(status, "why"),))
     for status in (Status.OK, Status.WRONG, Status.JUDGE_ERROR)
