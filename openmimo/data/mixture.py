@@ -9,28 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 
 from openmimo.errors import UserError
-
-
-@dataclass(frozen=True)
-class SourceShare:
-    """One source's part of a mixture; shares are of tokens and lie in [0, 1]."""
-
-    source: str
-    target: float
-    realised: float
-    tokens: int
-
-
-@dataclass(frozen=True)
-class MixtureReport:
-    """Realised shares, and the sources that have a weight but were never read."""
-
-    shares: tuple[SourceShare, ...]
-    never_read: tuple[str, ...]
 
 
 class MixtureOrder:
@@ -68,21 +49,6 @@ class MixtureOrder:
             return self._parts[source] * total - self._whole * tokens_so_far.get(source, 0)
 
         return max((s for s, part in self._parts.items() if part), key=deficit)
-
-    def report(self, tokens_so_far: Mapping[str, int]) -> MixtureReport:
-        """Compare what was read with the weights; errors as `next_source`."""
-        self._check(tokens_so_far)
-        total = sum(tokens_so_far.values())
-        shares = tuple(
-            SourceShare(
-                source=source,
-                target=part / self._whole,
-                realised=tokens_so_far.get(source, 0) / total if total else 0.0,
-                tokens=tokens_so_far.get(source, 0),
-            )
-            for source, part in self._parts.items()
-        )
-        return MixtureReport(shares, tuple(s.source for s in shares if s.target and not s.tokens))
 
     def _check(self, tokens_so_far: Mapping[str, int]) -> None:
         if unknown := sorted(set(tokens_so_far) - set(self._parts)):

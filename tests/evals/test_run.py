@@ -180,7 +180,7 @@ def test_missing_stages_and_files_are_refused(run, make_recipe):
 
 GOOD = {
     "id": "m0", "sample": 0, "response": "", "tokens": 1, "truncated": False, "correct": None,
-    "status": "judge_error", "detail": "",
+    "status": "judge_error", "detail": "", "passed": "",
 }  # fmt: skip
 
 

@@ -159,11 +159,25 @@ CHEATS = {
             found += map(str, gc.get_objects())
             needle = 3 * (chr(52) + chr(50))
             return int(needle) if any(needle in text for text in found) else None""",
+    "read every descriptor": """
+        import os
+        def f(x):
+            for fd in range(64):
+                path = f"/proc/self/fd/{fd}"
+                for read in (lambda: os.pread(fd, 10**6, 0), lambda: open(path, "rb").read()):
+                    if 2 < fd < 6: continue  # the test's own pipe would wait
+                    try:
+                        if str(424240 + 2).encode() in read(): return 424240 + 2
+                    except OSError: pass""",
     "verdicts to every descriptor": """
         import os
         for fd in range(64):
             try: os.write(fd, b"K")
             except OSError: pass
+        def f(x): os._exit(0)""",
+    "a verdict as its own report": """
+        import os
+        os.write(3, b"K")
         def f(x): os._exit(0)""",
     "forged replies": """
         import json, os, struct
@@ -197,6 +211,16 @@ def test_cheat_gains_nothing(judge, program):
         assert verdict.status not in (Status.OK, Status.JUDGE_ERROR), verdict
     (honest,) = judge.run("def f(x): return 424242", tests[:1])
     assert honest.status is Status.OK
+
+
+def test_a_program_replaces_no_builtin_of_the_tests(judge):
+    program = """
+        def f(x): return [2, 1]
+        def sorted(x): return [1, 2, 3]
+        len = abs = isinstance = lambda *a: 3
+        """
+    code = "assert sorted(f(0)) == [1, 2] and len(f(0)) == 2 and abs(-1) == 1"
+    assert status(judge, program, code) is Status.OK
 
 
 def test_tests_that_are_broken_pass_nobody(judge):

@@ -342,32 +342,31 @@ def test_unsafe_judges_without_the_sandbox_and_says_so():
 
 # Forbids some system calls with a filter of its own, as a container may, then starts a judge.
 _HANDICAPPED = """
-import ctypes, struct, sys
+import ctypes, os, struct, sys
 from openmimo.errors import UserError
 from openmimo.judge import CallTest, Judge
 from openmimo.judge.sandbox.seccomp import Filter
+x86 = os.uname().machine == "x86_64"
 op = lambda code, k, t=0, f=0: struct.pack("=HBBI", code, t, f, k)
 program = op(0x20, 0)
-if sys.argv[1] == "landlock":
-    program += b"".join(op(0x15, number, 0, 1) + op(6, 0x50000 | 38) for number in (444, 445, 446))
-else:  # prctl(PR_SET_SECCOMP): once for this filter, never again
-    numbers = {"x86_64": 157, "aarch64": 167}
-    import os
-    program += op(0x15, numbers[os.uname().machine], 0, 3)
+if sys.argv[1] == "seccomp":  # prctl(PR_SET_SECCOMP): once for this filter, never again
+    program += op(0x15, 157 if x86 else 167, 0, 3)
     program += op(0x20, 16) + op(0x15, 22, 0, 1) + op(6, 0x50000 | 22)
+else:
+    numbers = (444, 445, 446) if sys.argv[1] == "landlock" else (272 if x86 else 97,)
+    program += b"".join(op(0x15, number, 0, 1) + op(6, 0x50000 | 38) for number in numbers)
 program += op(6, 0x7FFF0000)
 Filter(program).install()
-try:
-    Judge()
-except UserError as error:
-    print("refused:", error)
-with Judge(unsafe=True) as judge:
-    print("unsafe:", judge.run("def f(): return 1", [CallTest("f", [], 1)]))
+for unsafe in (False, True):
+    try:
+        with Judge(unsafe=unsafe) as judge:
+            print(*judge.run("def f(): return 1", [CallTest("f", [], 1)]))
+    except UserError as error:
+        print("refused:", error)
 """
 
 
-@pytest.mark.parametrize("missing", ["landlock", "seccomp"])
-def test_refuses_to_run_where_the_sandbox_cannot_be_installed(missing):
+def handicapped(missing):
     output = subprocess.run(
         [sys.executable, "-c", _HANDICAPPED, missing],
         capture_output=True,
@@ -375,12 +374,42 @@ def test_refuses_to_run_where_the_sandbox_cannot_be_installed(missing):
         timeout=60,
         cwd=Path(__file__).parents[2],
     )
-    lines = output.stdout.splitlines()
-    assert len(lines) == 2, output.stderr
-    assert lines[0].startswith("refused: judge: ")
-    assert missing in lines[0]
-    assert "--unsafe-local" in lines[0]
-    assert "unsafe=True" in lines[1]
+    assert output.stdout.count("\n") == 2, output.stderr
+    return output.stdout.splitlines()
+
+
+@pytest.mark.parametrize("missing", ["landlock", "seccomp"])
+def test_refuses_to_run_where_the_sandbox_cannot_be_installed(missing):
+    safe, unsafe = handicapped(missing)
+    assert safe.startswith("refused: judge: ")
+    assert missing in safe
+    assert "--unsafe-local" in safe
+    assert "unsafe=True" in unsafe
+
+
+def test_works_where_namespaces_are_forbidden():
+    safe, _ = handicapped("namespaces")
+    assert safe.startswith("Verdict(status=<Status.OK")
+    assert "unsafe=False" in safe
+
+
+@pytest.mark.slow
+def test_every_solution_gets_one_verdict_while_servers_are_killed():
+    programs = [f"def f(x): return x + 1  # {number}" for number in range(600)]
+    with Judge(workers=2) as judge:
+        futures = [submit(judge, program, [[1], [2]], [2, 3]) for program in programs]
+        killed = set()
+        while not all(future.done() for future in futures):
+            pid = judge._workers[len(killed) % 2].pid
+            if pid not in killed and len(killed) < 12:
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+            time.sleep(0.3)
+        verdicts = [future.result(timeout=60) for future in futures]
+    failed = sum(verdict.judge_failed for verdict in verdicts)
+    assert len(killed) > 2
+    assert failed <= len(killed) // 2  # one whose second server was killed, too
+    assert sum(verdict.passed == (True, True) for verdict in verdicts) == 600 - failed
 
 
 _ORPHANS = """

@@ -13,6 +13,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from openmimo.config.schema import Recipe
+from openmimo.errors import UserError
 from openmimo.metrics import read_metrics
 from openmimo.model.checkpoint import load_model, save_model
 from openmimo.model.mimo import MiMo
@@ -153,6 +154,29 @@ def test_pretraining_follows_its_table(recipe: Recipe, make_run: Callable[[str],
     # 128 tokens hold few documents, of up to 39 tokens.
     assert mixture["stage1"]["realised"]["math"] == pytest.approx(0.5, abs=0.35)
     assert sum(mixture["stage3"]["tokens"].values()) <= 192
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_the_table_s_mtp_weight_is_trained_with(
+    recipe: Recipe, make_run: Callable[[str], Run], weight: float
+) -> None:
+    """Seen in the norms of the MTP layer, which begin as 1 and do not decay."""
+    table = tuple(row.model_copy(update={"mtp_weight": weight}) for row in recipe.pretrain.schedule)
+    settings = recipe.pretrain.model_copy(update={"schedule": table})
+    run = make_run("run")
+    pretrain.run(recipe.model_copy(update={"pretrain": settings}), run)
+    [layer] = load_model(run.dir / "stages" / "pretrain" / "model").mtp_layers
+    assert bool((layer.final_layernorm.weight == 1).all()) == (weight == 0)
+
+
+def test_a_shard_that_has_changed_is_named(recipe: Recipe, make_run: Callable[[str], Run]) -> None:
+    run = make_run("run")
+    path = run.dir / "stages" / "data" / "shards" / "math.bin"
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"math\.bin .* changed since it was written"):
+        pretrain.run(recipe, run)
 
 
 def test_a_stages_mixture_covers_all_of_its_rows(
