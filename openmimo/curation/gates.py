@@ -48,15 +48,16 @@ def deduplicate(problems: Sequence[Problem], threshold: float) -> Sifted:
     """
     dropped: dict[int, Drop] = {}
     for cluster in near_clusters([_unended(p["prompt"]) for p in problems], threshold):
-        best = min(cluster, key=lambda index: (not problems[index].get("golden"), index))
         wrong = _contradictions([problems[index] for index in cluster])
+        right = [index for index in cluster if problems[index]["origin"] not in wrong]
+        best = min(right, key=lambda index: (not problems[index].get("golden"), index), default=-1)
         for index in cluster:
-            problem, origin = problems[index], problems[best]["origin"]
-            if problem["origin"] in wrong:
+            problem = problems[index]
+            if index not in right:
                 other = wrong[problem["origin"]]
                 dropped[index] = Drop(problem, "duplicates with other answers", other)
-            elif index != best and problems[best]["origin"] not in wrong:
-                dropped[index] = Drop(problem, "duplicate", f"of {origin}")
+            elif index != best:
+                dropped[index] = Drop(problem, "duplicate", f"of {problems[best]['origin']}")
     kept = [problem for index, problem in enumerate(problems) if index not in dropped]
     return kept, [dropped[index] for index in sorted(dropped)]
 

@@ -1,8 +1,9 @@
-"""The gate of references: can the verifier read the answer, does the golden solution pass?"""
+"""The gate of references: can a model give this answer, does the golden solution pass?"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 
 from openmimo.curation.formats import Problem
@@ -11,13 +12,19 @@ from openmimo.errors import UserError
 from openmimo.judge import Judge, Limits, SolutionVerdict, Status
 from openmimo.judge.records import parse_test
 from openmimo.rewards.grading import check_levels
-from openmimo.rewards.math import rational
+from openmimo.rewards.math import MAX_ANSWER_CHARS, extract_answer
 from openmimo.rewards.math_spelling import normalise
-from openmimo.rewards.math_verifier import MathVerifier
 from openmimo.runs import Interrupt
 
 RUNS = 2
 """Of a golden solution: one that passes only sometimes says nothing about others."""
+
+
+MAX_WORDS = 4
+"""Of an answer: two sentences that say the same are no text for a rule to compare."""
+
+_COMMAND = re.compile(r"\\[a-zA-Z]+")
+_WORD = re.compile(r"[^\W\d_]{2,}")
 
 
 def test_limits(seconds: float) -> Limits:
@@ -28,39 +35,38 @@ def test_limits(seconds: float) -> Limits:
 def check_references(problems: Sequence[Problem], seconds: float, interrupt: Interrupt) -> Sifted:
     """Drop problems whose reference is of no use to the verifier.
 
-    Mathematics: Math-Verify reads the answer and finds it equal to itself. Code: the golden
-    solution passes all tests, RUNS times. Problems without one pass here: whether their tests can
-    be passed is left to the rollouts.
+    Mathematics: the answer stands in a box, and is no sentence. (That Math-Verify finds it equal to
+    itself says nothing: it does so of any text.) Code: the golden solution passes all tests, RUNS
+    times. Problems without one pass here: whether their tests can be passed is left to the
+    rollouts.
 
     seconds: CPU time of one test.
 
     Raises UserError where the judge cannot set its sandbox up.
     """
     drops: dict[int, Drop] = {}
-    math = {i: problem for i, problem in enumerate(problems) if problem["domain"] == "math"}
-    code = {i: problem for i, problem in enumerate(problems) if problem["domain"] == "code"}
-    drops |= _check_answers(math, interrupt)
+    code = {}
+    for index, problem in enumerate(problems):
+        if problem["domain"] == "code":
+            code[index] = problem
+        elif reason := _check_answer(problem["answer"]):
+            drops[index] = Drop(problem, *reason)
     if code:
         drops |= _check_programs(code, seconds, interrupt)
     kept = [problem for index, problem in enumerate(problems) if index not in drops]
     return kept, [drops[index] for index in sorted(drops)]
 
 
-def _check_answers(problems: dict[int, Problem], interrupt: Interrupt) -> dict[int, Drop]:
-    drops = {}
-    with MathVerifier(workers=os.cpu_count() or 1) as verifier:
-        asked = {
-            index: verifier.submit_raw(f"${problem['answer']}$", f"${problem['answer']}$")
-            for index, problem in problems.items()
-            if rational(normalise(problem["answer"])) is None
-        }
-        for index, future in asked.items():
-            interrupt.check()
-            verdict = future.result()
-            if verdict.status is not Status.OK:
-                detail = f"{problems[index]['answer']}: {verdict.detail or verdict.status}"
-                drops[index] = Drop(problems[index], "unreadable answer", detail)
-    return drops
+def _check_answer(answer: str) -> tuple[str, str] | None:
+    """Reason and detail if a model cannot give this answer, or no rule can compare it."""
+    if extract_answer(f"\\boxed{{{answer}}}") != answer:
+        return "answer that fits in no box", answer
+    if not re.search(r"\w", normalise(answer)):
+        return "unreadable answer", answer
+    words = len(_WORD.findall(_COMMAND.sub(" ", answer)))
+    if words > MAX_WORDS or len(answer) > MAX_ANSWER_CHARS:
+        return "answer in prose", answer
+    return None
 
 
 def _check_programs(
@@ -89,11 +95,13 @@ def _check_programs(
 
 def _fault(runs: Sequence[SolutionVerdict]) -> tuple[str, str] | None:
     """Reason and detail if the golden solution did not pass all tests in all runs."""
-    if any(run.judge_failed for run in runs):
-        return "not judged", next(t.detail for run in runs for t in run.tests if t.detail)
+    judged = [run for run in runs if not run.judge_failed]
+    if not judged:
+        failed = next(t for t in runs[0].tests if t.status is Status.JUDGE_ERROR)
+        return "not judged", failed.detail
     failures = [
         (number, test)
-        for run in runs
+        for run in judged
         for number, test in enumerate(run.tests)
         if test.status is not Status.OK
     ]
@@ -101,5 +109,5 @@ def _fault(runs: Sequence[SolutionVerdict]) -> tuple[str, str] | None:
         return None
     number, test = failures[0]
     detail = f"test {number}: {test.status}" + (f", {test.detail}" if test.detail else "")
-    flaky = any(all(run.passed) for run in runs)
+    flaky = any(all(run.passed) for run in judged)
     return ("golden solution passes only sometimes" if flaky else "golden solution fails"), detail

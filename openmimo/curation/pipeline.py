@@ -24,7 +24,7 @@ from openmimo.curation.rows import digest, import_parquet
 from openmimo.curation.sources import Source, read_items, read_sources
 from openmimo.data.documents import read_records, write_records
 from openmimo.errors import UserError
-from openmimo.runs import Run, Stage
+from openmimo.runs import Run
 
 GATES = ("read", "dedup", "decontaminate", "kinds", "references", "keep")
 """In order; rollouts, if any, come before the last one."""
@@ -94,35 +94,33 @@ def curate(sources: list[Source], against: list[Source], settings: Settings, fol
 
 
 class _Chain:
-    """Gates one after the other: the hash of each covers those before."""
+    """Gates one after the other. What a gate was made of is its settings and the content of what
+    it read, so that a gate which comes to the same again redoes nothing after it."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._hash = ""
         self._problems: list[Problem] = []
+        self._kept = ""  # hash of the last gate's problems
+        self._measured: list[str] = []  # the models' names, and hashes of their outcomes
 
     def gate(
         self, name: str, key: Mapping[str, object], sift: Callable[[list[Problem]], gates.Sifted]
     ) -> list[Problem]:
         """What the gate keeps of what the one before kept; read back if it is done."""
         self._run.interrupt.check()
-        stage = self._stage(name, key)
-        if stage.is_done():
-            self._problems = [record for _, record in read_records(stage.dir / "kept.jsonl")]
-            return self._problems
-        before = len(self._problems)
-        kept, dropped = sift(self._problems)
-        write_records(stage.dir / "dropped.jsonl", (drop.record() for drop in dropped))
-        write_records(stage.dir / "kept.jsonl", kept)
-        if not kept:
-            raise UserError(
-                f"the gate {name} left no problem of {max(before, len(dropped)):,}: see "
-                f"{stage.dir / 'dropped.jsonl'}"
-            )
-        stage.finish(kept=len(kept), dropped=len(dropped))
-        print(f"curate {name}: {len(kept):,} kept, {len(dropped):,} dropped", flush=True)
-        self._problems = kept
-        return kept
+        stage = self._run.stage(name, config_hash(dict(key), self._kept, *self._measured))
+        file = stage.dir / "kept.jsonl"
+        if not stage.is_done():
+            kept, dropped = sift(self._problems)
+            write_records(stage.dir / "dropped.jsonl", (drop.record() for drop in dropped))
+            write_records(file, kept)
+            if not kept:
+                lost = stage.dir / "dropped.jsonl"
+                raise UserError(f"the gate {name} left no problem of {len(dropped):,}: see {lost}")
+            stage.finish(kept=len(kept), dropped=len(dropped))
+            print(f"curate {name}: {len(kept):,} kept, {len(dropped):,} dropped", flush=True)
+        self._problems, self._kept = [record for _, record in read_records(file)], digest(file)
+        return self._problems
 
     def rollouts(
         self, name: str, folder: Path | None, problems: list[Problem], sampling: Sampling
@@ -134,7 +132,8 @@ class _Chain:
             raise UserError(f"no model folder {folder}")
         self._run.interrupt.check()
         model = {path.name: digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
-        stage = self._stage(f"rollouts_{name}", {"model": model, **asdict(sampling)})
+        key = {"model": model, **asdict(sampling)}
+        stage = self._run.stage(f"rollouts_{name}", config_hash(key, self._kept))
         file = stage.dir / "outcomes.jsonl"
         if not stage.is_done():
             from openmimo.curation.rollouts import roll_out  # torch takes seconds to import
@@ -144,14 +143,11 @@ class _Chain:
             found = roll_out(f"rollouts {name}", folder, problems, sampling, samples, interrupt)
             write_records(file, ({"id": each} | asdict(found[each]) for each in found))
             stage.finish(answers=sum(each.answers for each in found.values()))
+        self._measured.append(f"{name} {digest(file)}")
         return {
             record["id"]: Outcomes(record["answers"], record["right"], tuple(record["tests"]))
             for _, record in read_records(file, "id")
         }
-
-    def _stage(self, name: str, key: Mapping[str, object]) -> Stage:
-        self._hash = config_hash(dict(key), self._hash, name)
-        return self._run.stage(name, self._hash)
 
 
 def load_judgement(name: str | None) -> gates.Judgement | None:

@@ -42,6 +42,15 @@ def test_answers_that_contradict_each_other_leave_nothing():
     }
 
 
+def test_a_contradiction_spares_one_of_the_others():
+    story = " ".join(f"Then hen {n} walks to field {n}." for n in range(9)) + " How many are left"
+    near = story.replace("How many", "How few")
+    rows = problems((story, "2"), (f"{story}?", "3"), (near, "2"), (f"{near}?", "2"))
+    kept, dropped = deduplicate(rows, 0.8)
+    assert origins(kept) == ["2"]
+    assert [drop.reason for drop in dropped][2] == "duplicate"
+
+
 def test_a_factorial_is_no_exclamation_mark():
     assert len(deduplicate(problems(("What is 5", "5"), ("What is 5!", "120")), 0.8)[0]) == 2
 

@@ -82,9 +82,14 @@ def test_only_what_depends_on_a_change_is_done_again(
     assert finished(out) == before
     run(raw, evaluation, settings, out, ngram=12)
     after = finished(out)
-    assert {name for name in before if before[name] == after[name]} == {"read", "dedup"}
+    redone = {name for name in before if before[name] != after[name]}
+    assert redone == {"decontaminate"}, "it came to the same"
+    run(raw, evaluation, settings, out, ngram=30)
+    changed = {name for name in before if after[name] != finished(out)[name]}
+    assert changed == {"decontaminate", "kinds", "references", "keep"}
+    assert stay(out)[1]["prompt"].startswith("Ann has twelve"), "shorter than 30 words, not whole"
     write_jsonl(Path(raw), [*ROWS, math("What is 5 - 1?", 4)])
-    run(raw, evaluation, settings, out, ngram=12)
+    run(raw, evaluation, settings, out)
     assert stay(out)[2]["prompt"] == "Write f(n), the square of n."
     assert stay(out)[3]["prompt"] == "What is 5 - 1?"
 

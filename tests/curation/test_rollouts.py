@@ -57,6 +57,17 @@ def test_rollouts_measure_and_decide(folder: Path, settings: Any, tmp_path: Path
     }
 
 
+def test_a_model_in_the_other_role_is_judged_by_the_other_rule(
+    folder: Path, settings: Any, tmp_path: Path
+) -> None:
+    rows = [math("A: which digit?", 1), math("C: which digit?", 7)]
+    raw = open_source(str(write_jsonl(tmp_path / "raw.jsonl", rows)))
+    for role, left in (("strong", ["1"]), ("own", ["1", "7"])):
+        file = curate([raw], [], settings(**{role: folder}), tmp_path / "out")
+        rows = pyarrow.parquet.read_table(file).to_pylist()
+        assert [row["answer"] for row in rows] == left
+
+
 def test_an_interrupted_file_goes_on_and_gives_the_same(folder: Path, tmp_path: Path) -> None:
     problems = [{**math(f"Which digit{'?' * n}", str(n)), "id": f"p{n}", "domain": "math"}
                 for n in (1, 2, 3)]  # fmt: skip
