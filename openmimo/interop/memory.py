@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from openmimo.config.schema import ModelConfig
+from openmimo.config.schema import ComputeConfig, ModelConfig
 from openmimo.model.layout import tensor_shapes
+from openmimo.training.memory import LASTING, Workload, training_memory
 
 PROGRAM = 250 * 10**6
 """Python and torch themselves, before a model is loaded; measured."""
 ALLOCATOR = 1.75
-"""The C library's allocator cannot reuse all that a backward pass frees. Resident memory of real
-steps on a CPU (2 and 82 M parameters, 4,096 and 16,384 tokens) over the sum of `activations` was
-1.67 to 1.87."""
+"""The C library's allocator cannot reuse all that a backward pass frees. Resident memory of a
+real step on a CPU (2 M parameters, 4,096 tokens), but for weights, gradients and moments, was 1.86
+times what `training.memory` counts."""
 
 _FLOAT32 = 4
 
@@ -91,36 +92,22 @@ def to_train(config: ModelConfig, parameters: int, tokens: int, length: int) -> 
         tokens: of one micro-batch.
         length: of one packed row, in tokens.
     """
-    held = round(ALLOCATOR * tokens * _FLOAT32 * activations(config, length))
+    work = Workload(tokens, length, config.num_nextn_predict_layers)
+    parts = training_memory(config, ComputeConfig(), work, ranks=1, cpu=True).parts
+    held = sum(size for name, size in parts.items() if name not in LASTING)
     return Need(
         "train",
         {
             "weights": parameters * _FLOAT32,
             "gradients": parameters * _FLOAT32,
             "AdamW's two moments": 2 * parameters * _FLOAT32,
-            "activations": held,
+            "activations": round(ALLOCATOR * held),
             "program": PROGRAM,
         },
         f"float32 AdamW, {tokens:,} tokens a micro-batch in rows of {length:,}, nothing "
-        "recomputed; a token keeps 8 hidden + 4 FFN + 2 query + 2 key widths and its row of the "
-        "mask in each layer, and 3 + MTP layers vocabularies at the loss; "
+        "recomputed; what the layers keep for the backward pass and the logits of one chunk, "
         f"times {ALLOCATOR} for what the allocator cannot reuse",
     )
-
-
-def activations(config: ModelConfig, length: int) -> int:
-    """Numbers that exist for one token when the backward pass begins, in rows of `length`."""
-    query = config.num_attention_heads * config.head_dim
-    key = config.num_key_value_heads * config.head_dim
-    # Two RMSNorms with their input, normed state and output; SwiGLU four of its width; attention
-    # q, k, v and its output, and the mask in the type of the scores.
-    layer = 8 * config.hidden_size + 4 * config.intermediate_size + 2 * query + 2 * key + length
-    mtp = config.num_nextn_predict_layers
-    # An MTP layer has three more norms and their concatenation.
-    extra = mtp * 8 * config.hidden_size
-    # Every head keeps its log-probabilities; two more such rows exist where one is differentiated.
-    heads = (3 + mtp) * config.vocab_size
-    return (config.num_hidden_layers + mtp) * layer + extra + heads
 
 
 def _sequences(batch: int) -> str:

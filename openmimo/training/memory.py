@@ -12,6 +12,9 @@ from openmimo.training.activations import activations
 from openmimo.training.flops import parameters
 
 CUDA = "CUDA"
+WEIGHTS, MOMENTS, GRADIENTS = "weights (float32)", "AdamW's moments", "gradients"
+LASTING = (WEIGHTS, MOMENTS, GRADIENTS, CUDA)
+"""Parts that follow from the number of parameters; the others from what a rank computes."""
 CUDA_BYTES = 700 * 10**6
 """CUDA's context and kernels, which no allocator counts."""
 
@@ -109,8 +112,8 @@ class _Step:
     def lasting(self) -> dict[str, int]:
         """What is there in every moment."""
         return {
-            "weights (float32)": 4 * self.shard(parameters(self.config).total),
-            "AdamW's moments": 8 * self.shard(self.trained),
+            WEIGHTS: 4 * self.shard(parameters(self.config).total),
+            MOMENTS: 8 * self.shard(self.trained),
             CUDA: 0 if self.cpu else CUDA_BYTES,
         }
 
@@ -143,7 +146,7 @@ class _Step:
         layer = again + head_inputs + self.size * self.head
         return {
             "gathered weights": gathered,
-            "gradients": earlier,
+            GRADIENTS: earlier,
             "activations": kept,
             **({"head": head} if head > layer else {"a layer's backward": layer}),
         }
@@ -157,7 +160,7 @@ class _Step:
             transit = 2 * self.size * self.head * bool(self.work.mtp_layers)
         return {
             "gathered weights": self.size * self.root * self.sharded,
-            "gradients": 4 * self.shard(self.trained),
+            GRADIENTS: 4 * self.shard(self.trained),
             "gradients in transit": transit,
         }
 
