@@ -123,7 +123,9 @@ def test_the_estimate_against_a_real_step(
 ) -> None:
     compute = ComputeConfig(dtype=dtype, activation_checkpointing=checkpointing, head_chunk=128)
     estimate = training_memory(config, compute, work, ranks=1, cpu=True)
-    assert estimate.total == pytest.approx(fullest(config, compute, work, world), rel=0.12)
+    # With a frozen head the plan counts one chunk of float32 logits more than are there.
+    within = 0.1 if work.trunk else 0.12
+    assert estimate.total == pytest.approx(fullest(config, compute, work, world), rel=within)
 
 
 def test_more_ranks_leave_less_to_each_but_for_the_activations() -> None:
