@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 _LEAST, _MOST = 1e-3, 1e4
-"""Bounds of a Beta belief's weight: from "each prompt passes always or never" to "all are alike"."""
+"""Bounds of a belief's weight: from "each prompt passes always or never" to "all are alike"."""
 
 REVISIT = 0.5
 """What a sample of a prompt's earlier visit counts beside one of now: the policy has changed."""

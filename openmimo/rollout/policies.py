@@ -8,6 +8,9 @@ same batch.
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
+Rewards = Literal["async", "inline", "barrier"]
+Ending = Literal["prefix", "finish", "drain"]
+
 
 class StepView(Protocol):
     """What a policy sees of a step. Groups are counted; `valid` are sure to be valid, finished or
@@ -59,8 +62,8 @@ class Policy:
     """
 
     name: ClassVar[str]
-    rewards: ClassVar[Literal["async", "inline", "barrier"]] = "async"
-    ends: ClassVar[Literal["prefix", "finish", "drain"]] = "drain"
+    rewards: ClassVar[Rewards] = "async"
+    ends: ClassVar[Ending] = "drain"
     longest_first: bool = False
     early_verdicts: bool = False
 
@@ -91,7 +94,7 @@ class Naive(Policy):
     recipe in verl as it was, the report's baseline)."""
 
     name = "naive"
-    rewards = "barrier"
+    rewards: ClassVar[Rewards] = "barrier"
 
     def launches(self, step: StepView) -> bool:
         # A wave is launched as a whole, before anything of it runs or while it fills.
@@ -103,7 +106,7 @@ class NaiveAsyncReward(Naive):
     """Naive waves, with rewards that start when a sample ends."""
 
     name = "naive_async_reward"
-    rewards = "async"
+    rewards: ClassVar[Rewards] = "async"
 
 
 class OneForOne(Policy):
@@ -120,7 +123,7 @@ class Greedy(Policy):
     and the rest is stopped (slime). Biased: long answers are selected against."""
 
     name = "greedy"
-    ends = "finish"
+    ends: ClassVar[Ending] = "finish"
 
     def launches(self, step: StepView) -> bool:
         filling = step.launched % step.wanted != 0
@@ -142,7 +145,7 @@ class Continuous(Policy):
     enough, by the valid rate so far. Rewards by the process that generates; waits for all."""
 
     name = "continuous"
-    rewards = "inline"
+    rewards: ClassVar[Rewards] = "inline"
 
     def launches(self, step: StepView) -> bool:
         undecided = step.launched - step.valid - step.invalid
@@ -153,14 +156,14 @@ class ContinuousAsyncReward(Continuous):
     """The report's continuous rollout with asynchronous rewards."""
 
     name = "continuous_async_reward"
-    rewards = "async"
+    rewards: ClassVar[Rewards] = "async"
 
 
 class Report(ContinuousAsyncReward):
     """The report's engine: continuous rollout, asynchronous rewards, early termination."""
 
     name = "report"
-    ends = "prefix"
+    ends: ClassVar[Ending] = "prefix"
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ class Ours(Policy):
     posterior; longest first; early verdicts; early termination."""
 
     name = "ours"
-    ends = "prefix"
+    ends: ClassVar[Ending] = "prefix"
     longest_first: bool = True
     early_verdicts: bool = True
     confidence: float = 0.7

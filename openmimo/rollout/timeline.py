@@ -89,6 +89,13 @@ class Recorder:
         for kind, index, sample in [key for key in self._open if key[1] == prompt]:
             self.end(kind, index, sample, now)
 
+    def oldest(self) -> tuple[Kind, tuple[int, int], str, float] | None:
+        """What has been running longest: its kind, prompt and sample, lane and start."""
+        if not self._open:
+            return None
+        (kind, prompt, sample), (lane, start) = min(self._open.items(), key=lambda item: item[1][1])
+        return kind, (prompt, sample), lane, start
+
     def finish(self, done: Done, aborted: Iterable[int], now: float) -> StepTimeline:
         """The step is over; `aborted` are the prompts that were stopped."""
         for kind, prompt, sample in list(self._open):
@@ -109,7 +116,9 @@ class Recorder:
             for kind, prompt, sample, lane, start, end, lost, tokens in self._closed
         ]
         spans.sort(key=lambda span: (span.start, span.prompt, span.sample))
-        return StepTimeline(self._name, self._lanes, now, self._last_launch, tuple(spans))
+        # Lanes that were not announced follow as they came.
+        lanes = tuple(dict.fromkeys([*self._lanes, *(span.lane for span in spans)]))
+        return StepTimeline(self._name, lanes, now, self._last_launch, tuple(spans))
 
 
 def write_timelines(path: Path, steps: Iterable[StepTimeline]) -> None:
