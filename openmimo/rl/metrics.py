@@ -52,7 +52,7 @@ def step_metrics(
         "surplus_valid": stats.surplus_valid,
         "decode_steps": rollout.decode_steps,
         "time_reward_wait": rollout.reward_wait_seconds,
-        "event_loop_lag": rollout.loop_lag,
+        "time_event_loop_lag": rollout.loop_lag,
     }
     for key in ("entropy", "clip_low", "clip_high", "approx_kl", "grad_norm"):
         values[key] = _mean([update[key] for update in updates])

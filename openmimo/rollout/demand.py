@@ -94,8 +94,8 @@ class PassRates:
 
     @property
     def valid_rate(self) -> float:
-        """The share of groups of unknown prompts that are expected to be valid."""
-        return self.chance(Prospect(), 0, 0, self.group_size)
+        """The share of valid groups, with two imagined ones of which one is valid."""
+        return (self.mixed + self.failing - self.flat + 1) / (self.groups + 2)
 
     @property
     def doubt(self) -> float:
