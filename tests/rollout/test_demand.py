@@ -104,7 +104,7 @@ def test_the_probability_is_near_the_exact_one(seen: list[tuple[int, int]], want
 
 
 def test_confidence_is_what_it_says() -> None:
-    """Launched until 80 % sure, 80 % of the steps have enough, for rates that are not sure either."""
+    """Launched until 80 % sure, 80 % of the steps have enough, though the rates are not sure."""
     enough = total = 0
     for seed in range(200):
         rates, _ = population(0.3, 0.4, 300, seed)
