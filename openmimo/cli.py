@@ -15,6 +15,7 @@ from openmimo.cli_curate import add_curate_verb
 from openmimo.cli_judge import add_judge_verb
 from openmimo.cli_models import MODEL_VERBS, add_model_verbs
 from openmimo.cli_plan import add_plan_verb, plan
+from openmimo.cli_report import add_report_verbs
 from openmimo.cli_serve import add_serve_verb
 from openmimo.errors import UserError
 from openmimo.torchrun import end_with_torchrun, tell_torchrun
@@ -77,14 +78,14 @@ STAGES = {
     "rl-zero": StageVerb(
         "train RL-Zero from Base",
         "openmimo.rl.train",
-        ("rl", "compute.trackers"),
+        ("rl", "compute.trackers", "compute.trace_steps"),
         after=("difficulty",),
         arguments=(("variant", "rl_zero"),),
     ),
     "rl": StageVerb(
         "train RL from SFT",
         "openmimo.rl.train",
-        ("rl", "compute.trackers"),
+        ("rl", "compute.trackers", "compute.trace_steps"),
         after=("difficulty",),
         arguments=(("variant", "rl"),),
     ),
@@ -117,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 130
         again = (
             "nothing was written"
-            if verb in (*MODEL_VERBS, "plan", "serve", "judge", "chat")
+            if verb in (*MODEL_VERBS, "plan", "serve", "judge", "trace", "chat")
             else "the same command goes on from here"
         )
         print(f"mimo: stopped; {again}", file=sys.stderr)
@@ -173,10 +174,6 @@ def run_verb(arguments: list[str]) -> None:
         raise UserError(f"mimo {options.verb} takes no {overrides[0]!r}")
     elif "handler" in options:
         options.handler(options)
-    elif options.verb == "report":
-        from openmimo.report import render_report
-
-        print(f"wrote {render_report(options.run).html}")
     else:
         chat(options)
 
@@ -218,9 +215,7 @@ def make_parser() -> Parser:
     add_serve_verb(verbs)
     add_curate_verb(verbs)
     add_judge_verb(verbs)
-
-    report = verbs.add_parser("report", help="render the report of a run")
-    report.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
+    add_report_verbs(verbs)
 
     talk = verbs.add_parser("chat", help="talk to a model in the terminal")
     talk.add_argument("model", metavar="MODEL", type=Path, help="a release folder, such as RUN/rl")

@@ -387,6 +387,8 @@ class ComputeConfig(Config):
     """Checkpoints kept of each stage, the latest ones."""
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """Where the numbers of metrics.jsonl go as well; each needs its package."""
+    trace_steps: int = Field(default=3, ge=0)
+    """Latest rollout steps of RL whose timelines are kept, for `mimo trace` and the report."""
 
 
 class EvalConfig(Config):

@@ -34,6 +34,7 @@ from openmimo.rollout.demand import PassRates
 from openmimo.rollout.driver import EngineSeat, RolloutDriver
 from openmimo.rollout.records import Prompt, Rollout
 from openmimo.rollout.scheduler import StepSettings
+from openmimo.rollout.timeline import LatestTimelines
 from openmimo.rollout.validity import valid_by_passrate, valid_by_reward_std
 from openmimo.runs import Run, Stage
 from openmimo.tokenizer import Tokenizer
@@ -60,8 +61,8 @@ def run(recipe: Recipe, run: Run, variant: Variant) -> None:
     problems = load_problems(run.dir / "stages" / "difficulty" / "problems.jsonl", recipe.rl)
     model = load_model(run.dir / "stages" / START[variant] / "model", dtype=torch.float32)
     tokenizer = Tokenizer.load(run.dir / "stages" / "data" / "tokenizer")
-    trackers = recipe.compute.trackers
-    if train(run, stage, recipe.rl, recipe.seed, model, tokenizer, problems, trackers):
+    logs = recipe.compute.trackers, recipe.compute.trace_steps
+    if train(run, stage, recipe.rl, recipe.seed, model, tokenizer, problems, *logs):
         stage.finish()
 
 
@@ -86,8 +87,10 @@ def train(
     tokenizer: Tokenizer,
     problems: list[dict[str, Any]],
     trackers: Sequence[str] = (),
+    trace_steps: int = 0,
 ) -> bool:
-    """Run all steps; the final model goes to `stage.dir/model`.
+    """Run all steps; the final model goes to `stage.dir/model`, the timelines of the latest
+    `trace_steps` that this process made to `stage.dir/rollout_timeline.jsonl`.
 
     Returns:
         False if it was interrupted (a checkpoint is on disk), True if it is finished.
@@ -110,6 +113,7 @@ def train(
         rates = PassRates(**state["rates"])
         visits.load_state_dict(state["visits"])
     first, short = state["step"], state["short"]
+    timelines = LatestTimelines(stage.dir / "rollout_timeline.jsonl", trace_steps)
 
     def checkpoint(step: int) -> None:
         record = {
@@ -196,6 +200,7 @@ def train(
             }
             metrics.log(index + 1, **values)
             tracked.log(index + 1, values)
+            timelines.add(f"{stage.dir.name} step {index + 1}", rollout.timeline)
             progress.step(
                 index + 1, reward=values["reward_mean"], passed=values["pass_rate"],
                 tokens=values["response_length"],

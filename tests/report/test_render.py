@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from openmimo.errors import UserError
 from openmimo.report import ReportPaths, render_report
 from openmimo.report.load import STAGES
-from openmimo.report.render import _fenced
+from openmimo.report.pages import fenced
 
 
 class Page(HTMLParser):
@@ -126,7 +126,7 @@ def test_text_of_the_model_is_escaped(run: Path, eval_results: dict, no_matplotl
 
 @given(st.text(alphabet="`~a\n ", max_size=40))
 def test_no_text_closes_its_code_block(text: str) -> None:
-    fence = _fenced(text).split("text\n", 1)[0]
+    fence = fenced(text).split("text\n", 1)[0]
     assert set(fence) == {"`"}
     assert len(fence) >= 3
     assert fence not in text
