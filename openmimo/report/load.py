@@ -171,7 +171,7 @@ def load_run(folder: Path) -> Run:
         mixture=(_parse(stages / "pretrain" / "mixture.json", Mixtures) or Mixtures()).mixture,
         results=_parse(stages / "eval" / "results.json", EvalResults),
         tests=_tests(stages / "difficulty" / "problems.jsonl"),
-        rollouts=_rollouts(stages / stage / "rollout_timeline.jsonl" for stage in ("rl_zero", "rl")),
+        rollouts=_rollouts(stages / name / "rollout_timeline.jsonl" for name in ("rl_zero", "rl")),
     )
 
 

@@ -33,8 +33,8 @@ class ReportPaths:
 
 
 def render_report(run_dir: Path) -> ReportPaths:
-    """Write RUN/report.{md,html,json} from the run's files, and RUN/rollout_trace.html if RL has left
-    timelines; a partial run names what it lacks.
+    """Write RUN/report.{md,html,json} from the run's files, and RUN/rollout_trace.html if RL has
+    left timelines; a partial run names what it lacks.
 
     Without matplotlib the pages have no plots and say how to get them. The hardware and versions
     are those of the machine that renders. Raises UserError for a folder that is no run, a corrupt

@@ -45,15 +45,21 @@ def encode(step: StepTimeline, used: StepUsage) -> dict[str, Any]:
         for kind in KINDS
         for outcome in OUTCOMES
     }
-    values = {name: [getattr(span, name) for span in spans] for name in list(COLUMNS)[:5]}
-    values["lane"] = [lanes[span.lane] for span in spans]
-    values["code"] = [codes[span.kind, span.outcome] for span in spans]
+    values = {
+        "start": [span.start for span in spans],
+        "end": [span.end for span in spans],
+        "prompt": [span.prompt for span in spans],
+        "sample": [span.sample for span in spans],
+        "tokens": [span.tokens for span in spans],
+        "lane": [lanes[span.lane] for span in spans],
+        "code": [codes[span.kind, span.outcome] for span in spans],
+    }
     return {
         "name": step.name,
         "lanes": step.lanes,
         "seconds": step.seconds,
         "last_launch": step.last_launch,
-        "engines": [{"lane": lanes[lane], "idle": each.idle} for lane, each in used.engines.items()],
+        "engines": [{"lane": lanes[lane], "idle": of.idle} for lane, of in used.engines.items()],
         "spans": {
             name: base64.b64encode(np.array(values[name], dtype).tobytes()).decode()
             for name, dtype in COLUMNS.items()

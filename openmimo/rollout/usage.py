@@ -7,9 +7,9 @@ from typing import get_args
 from openmimo.rollout.timeline import REWARD, Outcome, Span, StepTimeline
 
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
-USED = ("kept", "filtered")
+USED: tuple[Outcome, ...] = ("kept", "filtered")
 """Outcomes of work that the step could not do without."""
-DOOMED = ("aborted", "lost")
+DOOMED: tuple[Outcome, ...] = ("aborted", "lost")
 """Outcomes of work that was stopped before it was done."""
 
 

@@ -20,7 +20,9 @@ from openmimo.rollout.usage import OUTCOMES, usage
 HOSTILE = "</script><script>window.bad = 1</script><img src=x onerror='window.bad = 1'>&\"{{ 1 }}"
 
 
-def made_step(name: str, engines: int, slots: int, samples: int, lane: str = "engine") -> StepTimeline:
+def made_step(
+    name: str, engines: int, slots: int, samples: int, lane: str = "engine"
+) -> StepTimeline:
     """Samples of random lengths and outcomes, each put where there is room first."""
     rng = random.Random(name)
     free = [(0.0, slot, engine) for slot in range(slots) for engine in range(engines)]
@@ -155,6 +157,14 @@ def colour(page: Any, at: dict[str, float]) -> list[int]:
     )
 
 
+def colours_near(page: Any, at: dict[str, float]) -> set[tuple[int, ...]]:
+    """Of the 12 by 12 pixels around a point: more than a dash and its gap."""
+    data = page.evaluate(
+        "({ x, y }) => [...painter.context.getImageData(x - 6, y - 6, 12, 12).data]", at
+    )
+    return {tuple(data[at : at + 3]) for at in range(0, len(data), 4)}
+
+
 def css(page: Any, name: str) -> list[int]:
     return page.evaluate("(name) => readColours()[name].bytes", name)
 
@@ -195,8 +205,15 @@ def test_a_reader_sees_the_numbers_and_the_bars(trace: Any) -> None:
         ("engine 0", 8.3, 0, "panel"),  # no sample in this track, but another one runs
     ):
         assert colour(trace, place(trace, lane, time, track)) == css(trace, name), (lane, time)
+    # Hatched where nothing runs; a line where the last prompt was launched.
+    for time, hatched in ((8.3, False), (9.3, True)):
+        at = place(trace, "engine 0", time, 0)
+        assert (colours_near(trace, at) > {tuple(css(trace, "panel"))}) == hatched, time
+    gap = place(trace, "engine 0", 4.0, 4)  # above the bars
+    assert tuple(css(trace, "ink")) in colours_near(trace, gap)
     trace.emulate_media(color_scheme="dark")
-    assert colour(trace, place(trace, "engine 0", 6.3, 1)) == css(trace, "aborted") == [232, 114, 58]
+    dark = colour(trace, place(trace, "engine 0", 6.3, 1))
+    assert dark == css(trace, "aborted") == [232, 114, 58]
 
 
 @pytest.mark.slow
@@ -208,7 +225,7 @@ def test_a_reader_points_at_samples(trace: Any) -> None:
     )
     # Its group is outlined, on the other engine too.
     edge = place(trace, "engine 1", 4.3, 0)
-    edge["y"] = trace.evaluate("barTop(layRows(step, view).find((e) => e.row.name === 'engine 1'), 0)")
+    edge["y"] = trace.evaluate("barTop(layRows(step, view).find((each) => each.index === 1), 0)")
     assert colour(trace, edge) == css(trace, "ink")
     trace.hover("#canvas", position=place(trace, "all engines", 4.0, 0))
     assert trace.inner_text("#tip") == "all engines at 4.000 s\n2 kept, 1 aborted"
@@ -250,6 +267,7 @@ def test_a_reader_zooms_and_changes_the_step(trace: Any) -> None:
     trace.mouse.move(0, 0)  # far to the left: the end of the step is not passed
     trace.mouse.up()
     trace.click("text=Whole step")
+    trace.click("text=Zoom out")
     assert seen() == (0, 10)
 
     trace.select_option("#step", label=HOSTILE)
@@ -287,6 +305,18 @@ def test_many_engines_are_a_heat_map_until_one_is_looked_at(trace: Any) -> None:
     end = trace.evaluate("([t]) => painter.x(t)", [last])
     assert colour(trace, {"x": end + 4, "y": middle}) == css(trace, "idle")
     assert colour(trace, {"x": end - 4, "y": middle}) != css(trace, "idle")
+
+    # The larger part gives the colour, all samples its strength: here 3 of at most 4, 2 aborted.
+    mixed = trace.evaluate(
+        """() => {
+            const pixels = new Uint32Array(1);
+            painter.heatRow({ means: [1, 0, 0, 2, 0, 0], same: [0] }, pixels);
+            return [...new Uint8Array(pixels.buffer)].slice(0, 3);
+        }"""
+    )
+    strength = 0.25 + 0.75 * 3 / 4
+    for got, hue, ground in zip(mixed, css(trace, "aborted"), css(trace, "page"), strict=True):
+        assert got == pytest.approx(strength * hue + (1 - strength) * ground, abs=1)
 
     trace.dblclick("#canvas", position={"x": 600, "y": middle})
     trace.wait_for_selector("text=A bar is a sample")

@@ -124,9 +124,7 @@ SPAN = {"lane": "engine 0", "prompt": 0, "sample": 0, "start": 1.0, "end": 2.0,
         ([{"step": "s"}], "line 1: not of a timeline: lanes: Field required"),
     ],
 )
-def test_a_bad_file_is_named_with_its_line(
-    tmp_path: Path, lines: list[Any], message: str
-) -> None:
+def test_a_bad_file_is_named_with_its_line(tmp_path: Path, lines: list[Any], message: str) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text("\n".join(e if isinstance(e, str) else json.dumps(e) for e in lines))
     with pytest.raises(UserError) as error:
@@ -149,7 +147,7 @@ def test_the_latest_steps_are_kept(tmp_path: Path) -> None:
     for number in range(4):
         latest.add(f"rl step {number}", STEP)
     assert [step.name for step in read_timelines(path)] == ["rl step 2, ours", "rl step 3, ours"]
-    assert list(read_timelines(path))[0].spans == SPANS
+    assert next(read_timelines(path)).spans == SPANS
     assert list(tmp_path.iterdir()) == [path]
     LatestTimelines(tmp_path / "none", 0).add("rl step 1", STEP)
     assert not (tmp_path / "none").exists()
