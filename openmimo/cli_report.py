@@ -20,7 +20,7 @@ def add_report_verbs(verbs: Any) -> None:
     verb = verbs.add_parser("trace", help=text, description=text)
     help = "a timeline, such as RUN/stages/rl/rollout_timeline.jsonl"
     verb.add_argument("file", metavar="FILE", type=Path, help=help)
-    help = "(default: FILE with the ending .html)"
+    help = "(default: FILE's name with .html, in this folder)"
     verb.add_argument("-o", "--out", metavar="OUT", type=Path, help=help)
     verb.set_defaults(handler=trace)
 
@@ -38,7 +38,8 @@ def trace(options: argparse.Namespace) -> None:
     from openmimo.report.rollout_trace import render_trace
     from openmimo.rollout.timeline import read_timelines
 
-    out = options.out or options.file.with_suffix(".html")
+    # Not beside FILE: that is a stage's folder, where a finished stage misses what is deleted.
+    out = options.out or Path(options.file.with_suffix(".html").name)
     steps = list(read_timelines(options.file))
     if not steps:
         raise UserError(f"{options.file} has no rollout step")

@@ -78,8 +78,12 @@ def test_text_of_the_timeline_is_escaped() -> None:
     assert "window.bad = 1</script>" not in page
 
 
-def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file, page = tmp_path / "t.jsonl", tmp_path / "t.html"
+def test_the_verb(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    file, page = tmp_path / "t.jsonl", Path("t.html")
     write_timelines(file, [made_step("any", 1, 2, 8)])
     assert cli.main(["trace", str(file)]) == 0
     assert capsys.readouterr().out == f"wrote {page}\n"
