@@ -28,7 +28,7 @@ class Placement:
         """Free slots of the engines that are there."""
         return int(self._free[self._alive].sum())
 
-    def take(self, tokens: float) -> int:
+    def take(self, tokens: float, prompt: int) -> int:
         """The engine for a sample of this expected length; its slot is taken.
 
         Raises:
@@ -54,3 +54,25 @@ class Placement:
     def up(self, engine: int) -> None:
         """The engine is there (again)."""
         self._alive[engine] = True
+
+
+class WholeGroups(Placement):
+    """Sends all samples of a prompt to one engine, the one with the fewest samples, as published
+    engines do; elsewhere only when its slots are taken."""
+
+    def __init__(self, slots: Sequence[int]) -> None:
+        super().__init__(slots)
+        self._home: dict[int, int] = {}
+
+    def take(self, tokens: float, prompt: int) -> int:
+        home = self._home.get(prompt)
+        if home is None or not self._alive[home] or not self._free[home]:
+            home = super().take(1.0, prompt)
+            self._home[prompt] = home
+            return home
+        self._free[home] -= 1
+        self._load[home] += 1.0
+        return home
+
+    def give_back(self, engine: int, tokens: float) -> None:
+        super().give_back(engine, 1.0)

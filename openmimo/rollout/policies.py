@@ -56,6 +56,8 @@ class Policy:
     ends: "prefix": when the shortest prefix of the stream with enough valid groups is complete,
         what is beyond is stopped; "finish": with the last group needed, whichever it is, all others
         are stopped; "drain": when all that was launched is finished.
+    whole_groups: all samples of a prompt go to one engine, the one with the fewest samples
+        (`placement`), instead of each to the engine that is expected to have the least to do.
     longest_first: samples that wait for a slot start in the order of their expected length, longest
         first, instead of in the order of the stream.
     early_verdicts: a group counts as valid with the first samples that make it so.
@@ -64,6 +66,7 @@ class Policy:
     name: ClassVar[str]
     rewards: ClassVar[Rewards] = "async"
     ends: ClassVar[Ending] = "drain"
+    whole_groups: bool = True
     longest_first: bool = False
     early_verdicts: bool = False
 
@@ -173,6 +176,7 @@ class Ours(Policy):
 
     name = "ours"
     ends: ClassVar[Ending] = "prefix"
+    whole_groups: bool = False
     longest_first: bool = True
     early_verdicts: bool = True
     confidence: float = 0.7
