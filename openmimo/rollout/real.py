@@ -7,23 +7,15 @@ whatever else the machine does. Each has an engine, a judge and caches of its ow
 from __future__ import annotations
 
 import os
-import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from openmimo.data.documents import read_records
-from openmimo.errors import UserError
 from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request, RequestId
 from openmimo.inference.sampling import sample_seed
-from openmimo.model.checkpoint import load_model
 from openmimo.model.mimo import MiMo
-from openmimo.progress import Progress
 from openmimo.rewards.grading import Grading
 from openmimo.rewards.pool import JUDGE_LIMITS, RewardPool
 from openmimo.rollout.demand import PassRates
@@ -31,7 +23,6 @@ from openmimo.rollout.driver import EngineSeat, RolloutDriver
 from openmimo.rollout.policies import Naive, Ours, Policy, Report, Static
 from openmimo.rollout.records import Prompt, Rollout
 from openmimo.rollout.scheduler import StepSettings
-from openmimo.rollout.simulator.measure import busy_seconds
 from openmimo.rollout.validation import answer_all
 from openmimo.tokenizer import Tokenizer
 
