@@ -22,8 +22,8 @@ class Listener(Protocol):
     def finished(self, completion: Completion) -> None:
         """A request has its answer, or the engine gave it up."""
 
-    def lost(self, request_id: str) -> None:
-        """The engine of a request is gone; nothing is left of it."""
+    def lost(self, request_ids: Sequence[str]) -> None:
+        """The engine of these requests is gone; nothing is left of them."""
 
     def room(self) -> None:
         """There are free slots."""
@@ -162,8 +162,7 @@ class EngineBank:
         lost = [each for each, held in self._held.items() if held.engine == number]
         for each in lost:
             self._release(each)
-        for each in lost:
-            self._listener.lost(each)
+        self._listener.lost(lost)
         if restart is None or not again:
             return False
         self._restarted[number] += 1

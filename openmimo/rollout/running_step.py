@@ -135,14 +135,16 @@ class RunningStep:
         self._groups[key.prompt].completions[key.sample] = completion
         self._handle(Generated(*key, tokens))
 
-    def lost(self, request_id: str) -> None:
-        if self.background.owns(request_id):
+    def lost(self, request_ids: Sequence[str]) -> None:
+        # The background's first: what starts again may ask it for slots.
+        for request_id in filter(self.background.owns, request_ids):
             self.background.put_back(request_id)
-            return
-        key = self._key(request_id)
-        self._generating.discard(key)
-        self._recorder.end("generate", *key, self._now(), lost=True)
-        self._handle(Lost(*key))
+        keys = [self._key(each) for each in request_ids if not self.background.owns(each)]
+        for key in keys:
+            self._generating.discard(key)
+            self._recorder.end("generate", *key, self._now(), lost=True)
+        for key in keys:
+            self._handle(Lost(*key))
 
     def room(self) -> None:
         while self._waiting and self._bank.free:
