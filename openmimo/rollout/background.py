@@ -44,6 +44,7 @@ class Background:
         )
         self._running: dict[str, tuple[int, int]] = {}  # oldest first
         self._verdicts: set[asyncio.Task[Verdict]] = set()
+        self._started = 0
 
     @property
     def complete(self) -> bool:
@@ -65,7 +66,9 @@ class Background:
         requests: list[Request] = []
         while self._waiting and len(requests) < slots:
             number, sample = self._waiting.popleft()
-            request_id = f"{_MARK}{number}/{sample}"
+            # A new name each time: the engine may not have heard yet that the last one is aborted.
+            self._started += 1
+            request_id = f"{_MARK}{number}/{sample}/{self._started}"
             assert self._request is not None
             requests.append(self._request(self._prompts[number], sample, request_id))
             self._running[request_id] = (number, sample)
