@@ -92,7 +92,7 @@ class PassRates:
         none_pass = 0.0 if passed else _all(b, a, left)
         return max(0.0, 1 - all_pass - flat * none_pass)
 
-    @property
+    @cached_property
     def valid_rate(self) -> float:
         """The share of groups of unknown prompts that are expected to be valid."""
         return self.chance(Prospect(), 0, 0, self.group_size)

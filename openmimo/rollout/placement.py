@@ -76,3 +76,17 @@ class WholeGroups(Placement):
 
     def give_back(self, engine: int, tokens: float) -> None:
         super().give_back(engine, 1.0)
+
+
+class EvenSamples(Placement):
+    """Sends each sample to the engine with the fewest."""
+
+    def take(self, tokens: float, prompt: int) -> int:
+        return super().take(1.0, prompt)
+
+    def give_back(self, engine: int, tokens: float) -> None:
+        super().give_back(engine, 1.0)
+
+
+PLACEMENTS = {"group": WholeGroups, "sample": EvenSamples, "tokens": Placement}
+"""By `Policy.places`."""
