@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 _LEAST, _MOST = 1e-3, 1e4
-"""Bounds of a Beta belief's weight: from "each prompt passes always or never" to "all are alike"."""
+"""Bounds of a belief's weight: from "each prompt passes always or never" to "all are alike"."""
 
 REVISIT = 0.5
 """What a sample of a prompt's earlier visit counts beside one of now: the policy has changed."""
@@ -106,8 +106,8 @@ class PassRates:
 
     @cached_property
     def valid_rate(self) -> float:
-        """The share of groups of unknown prompts that are expected to be valid."""
-        return self.chance(Prospect(), 0, 0, self.group_size)
+        """The share of valid groups, with two imagined ones of which one is valid."""
+        return (self.mixed + self.failing - self.flat + 1) / (self.groups + 2)
 
     @property
     def doubt(self) -> float:

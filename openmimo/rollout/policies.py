@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 Rewards = Literal["async", "inline", "barrier"]
-Ends = Literal["prefix", "finish", "drain"]
+Ending = Literal["prefix", "finish", "drain"]
 Places = Literal["group", "sample", "tokens"]
 
 
@@ -63,7 +63,7 @@ class Policy:
 
     name: ClassVar[str]
     rewards: Rewards = "async"
-    ends: Ends = "drain"
+    ends: Ending = "drain"
     places: Places = "group"
     longest_first: bool = False
     early_verdicts: bool = False
@@ -131,7 +131,7 @@ class Greedy(Policy):
     and the rest is stopped (slime). Biased: long answers are selected against."""
 
     name = "greedy"
-    ends: Ends = "finish"
+    ends: Ending = "finish"
 
     def launches(self, step: StepView) -> bool:
         filling = step.launched % step.wanted != 0
@@ -183,7 +183,7 @@ class Report(ContinuousAsyncReward):
     """The report's engine: continuous rollout, asynchronous rewards, early termination."""
 
     name = "report"
-    ends: Ends = "prefix"
+    ends: Ending = "prefix"
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class Ours(Policy):
     posterior; longest first; early verdicts; early termination."""
 
     name = "ours"
-    ends: Ends = "prefix"
+    ends: Ending = "prefix"
     places: Places = "tokens"
     longest_first: bool = True
     early_verdicts: bool = True

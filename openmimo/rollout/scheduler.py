@@ -209,7 +209,7 @@ class StepScheduler:
                 group.move(event, group.generating, group.waiting)
                 self._generating -= 1
                 self._lose(event, group)
-            case Scored(_, sample, score):
+            case Scored(score=score):
                 if score is not None and not math.isfinite(score):
                     raise ValueError(f"{event} has a score that is not finite")
                 group.take_score(event, score)

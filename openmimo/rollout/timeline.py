@@ -93,6 +93,18 @@ class Recorder:
         for kind, sample in list(self._open.get(prompt, ())):
             self.end(kind, prompt, sample, now)
 
+    def oldest(self) -> tuple[Kind, tuple[int, int], str, float] | None:
+        """What has been running longest: its kind, prompt and sample, lane and start."""
+        running = [
+            (start, kind, (prompt, sample), lane)
+            for prompt, spans in self._open.items()
+            for (kind, sample), (lane, start) in spans.items()
+        ]
+        if not running:
+            return None
+        start, kind, key, lane = min(running)
+        return kind, key, lane, start
+
     def finish(self, done: Done, aborted: Iterable[int], now: float) -> StepTimeline:
         """The step is over; `aborted` are the prompts that were stopped."""
         for prompt in list(self._open):
@@ -113,7 +125,9 @@ class Recorder:
             for kind, prompt, sample, lane, start, end, lost, tokens in self._closed
         ]
         spans.sort(key=lambda span: (span.start, span.prompt, span.sample))
-        return StepTimeline(self._name, self._lanes, now, self._last_launch, tuple(spans))
+        # Lanes that were not announced follow as they came.
+        lanes = tuple(dict.fromkeys([*self._lanes, *(span.lane for span in spans)]))
+        return StepTimeline(self._name, lanes, now, self._last_launch, tuple(spans))
 
 
 def write_timelines(path: Path, steps: Iterable[StepTimeline]) -> None:

@@ -6,7 +6,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from openmimo.rollout.events import Abort, Action, Done, Generated, Launch, Lost, Score, Scored, Start
+from openmimo.rollout.events import (
+    Abort,
+    Action,
+    Done,
+    Generated,
+    Launch,
+    Lost,
+    Score,
+    Scored,
+    Start,
+)
 from openmimo.rollout.placement import PLACEMENTS
 from openmimo.rollout.policies import Policy
 from openmimo.rollout.scheduler import StepScheduler, StepSettings

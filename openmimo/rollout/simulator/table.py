@@ -54,9 +54,7 @@ def rows(imagined: int) -> dict[str, Row]:
     }
 
 
-def run_rows(
-    trace: StepTrace, setting: Setting, chosen: Mapping[str, Row]
-) -> dict[str, Measures]:
+def run_rows(trace: StepTrace, setting: Setting, chosen: Mapping[str, Row]) -> dict[str, Measures]:
     """Each row's step of the same trace."""
     measures = {}
     for name, row in chosen.items():
