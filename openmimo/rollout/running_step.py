@@ -28,7 +28,7 @@ from openmimo.rollout.events import (
     Scored,
     Start,
 )
-from openmimo.rollout.placement import Placement, WholeGroups
+from openmimo.rollout.placement import PLACEMENTS
 from openmimo.rollout.policies import Policy
 from openmimo.rollout.records import Group, Prompt, Rollout
 from openmimo.rollout.reward_line import RewardLine, Rewards
@@ -72,10 +72,9 @@ class RunningStep:
         self._groups: list[Group] = []
         self._aborted: set[int] = set()
         self._scheduler = StepScheduler(self.settings, self.policy, self.history, self._draw)
-        placement = WholeGroups if self.policy.whole_groups else Placement
-        slots = [worker.slots for worker in self.workers]
+        placement = PLACEMENTS[self.policy.places]([worker.slots for worker in self.workers])
         self._bank = EngineBank(
-            self.workers, self.restarts, placement(slots), self.patience.restarts, self
+            self.workers, self.restarts, placement, self.patience.restarts, self
         )
         self._waiting: deque[Start] = deque()  # the engine that had room for them is gone
         self._generating: set[Key] = set()

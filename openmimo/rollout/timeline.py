@@ -24,8 +24,8 @@ Outcome = Literal["kept", "filtered", "surplus", "aborted", "lost"]
 class Span:
     """A worker's time for one sample.
 
-    lane: the worker, one of `StepTimeline.lanes`; an engine has many spans at a time. A reward on
-        an engine's lane is computed by the engine's own process, which decodes nothing meanwhile.
+    lane: the worker, one of `StepTimeline.lanes`; an engine has many spans at a time. A reward on an
+        engine's lane is computed by the engine's own process, which decodes nothing meanwhile.
     prompt: stream index within the step. sample: number within the group.
     start, end: seconds since the step began.
     kind: whether the sample was generated or its reward computed.
@@ -95,16 +95,15 @@ class Recorder:
 
     def oldest(self) -> tuple[Kind, tuple[int, int], str, float] | None:
         """What has been running longest: its kind, prompt and sample, lane and start."""
-        running = (
-            (start, kind, prompt, sample, lane)
+        running = [
+            (start, kind, (prompt, sample), lane)
             for prompt, spans in self._open.items()
             for (kind, sample), (lane, start) in spans.items()
-        )
-        first = min(running, default=None)
-        if first is None:
+        ]
+        if not running:
             return None
-        start, kind, prompt, sample, lane = first
-        return kind, (prompt, sample), lane, start
+        start, kind, key, lane = min(running)
+        return kind, key, lane, start
 
     def finish(self, done: Done, aborted: Iterable[int], now: float) -> StepTimeline:
         """The step is over; `aborted` are the prompts that were stopped."""

@@ -17,7 +17,7 @@ from openmimo.rollout.events import (
     Scored,
     Start,
 )
-from openmimo.rollout.placement import Placement, WholeGroups
+from openmimo.rollout.placement import PLACEMENTS
 from openmimo.rollout.policies import Policy
 from openmimo.rollout.scheduler import StepScheduler, StepSettings
 from openmimo.rollout.simulator.engine import EngineSpeed, SimulatedEngine
@@ -74,7 +74,7 @@ class Simulation:
         self.scheduler = StepScheduler(
             settings, policy, trace.history, lambda index: trace.prompts[index].prospect
         )
-        self._placement = WholeGroups(slots) if policy.whole_groups else Placement(slots)
+        self._placement = PLACEMENTS[policy.places](slots)
         self._engines = [SimulatedEngine(cluster.speed) for _ in slots]
         self._version = [0] * cluster.engines
         self._changed: set[int] = set()

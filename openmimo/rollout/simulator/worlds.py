@@ -1,6 +1,7 @@
 """Generated traces: pass rates, lengths and reward times drawn from a few stated distributions."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -15,7 +16,8 @@ class World:
     """Distributions of what prompts and answers are like.
 
     prompts_per_step, group_size: of the step.
-    pass_a, pass_b: a prompt's pass rate is Beta(pass_a, pass_b).
+    valid_rate, pass_rate: pass rates of prompts are Beta-distributed with the mean `pass_rate` and so
+        that a group has both outcomes with chance `valid_rate`, if no answer is cut.
     median_tokens: of an answer to a prompt of middling difficulty. Lengths are log-normal: `between`
         is the deviation of the log between prompts alike in difficulty, `within` that between
         samples of a prompt, `difficulty` the difference of the log between the prompts that always
@@ -30,8 +32,8 @@ class World:
 
     prompts_per_step: int = 512
     group_size: int = 16
-    pass_a: float = 0.3
-    pass_b: float = 0.3
+    valid_rate: float = 0.407
+    pass_rate: float = 0.5
     median_tokens: float = 3000.0
     between: float = 0.5
     within: float = 0.4
@@ -50,9 +52,17 @@ class World:
         before = self._trace(np.random.default_rng([seed, 0]), None)
         return self._trace(np.random.default_rng([seed, 1]), before.rates())
 
+    @cached_property
+    def beta(self) -> tuple[float, float]:
+        """(a, b) of the distribution of pass rates."""
+        many = 1e9  # as if so many groups had been seen
+        return PassRates(
+            self.group_size, many, many * self.pass_rate, many * self.valid_rate
+        ).belief
+
     def _trace(self, rng: np.random.Generator, history: PassRates | None) -> StepTrace:
         count = self.prompts_per_step * self.stream
-        rates = rng.beta(self.pass_a, self.pass_b, count)
+        rates = rng.beta(*self.beta, count)
         level = self._level(rng, rates)
         earlier = self._visits(rng, rates, level)
         tokens, passed = self._samples(rng, rates, level)
@@ -92,7 +102,7 @@ class World:
         known = rng.random(len(rates)) < self.visited
         right, mean = passed.sum(1), tokens.mean(1)
         return [
-            Prospect(right[index], self.group_size - right[index], float(mean[index]))
+            Prospect(float(right[index]), self.group_size - float(right[index]), float(mean[index]))
             if known[index]
             else Prospect()
             for index in range(len(rates))
