@@ -14,6 +14,7 @@ import types
 
 # By name: what a candidate does to the module does not reach these.
 from json import dumps, loads
+from os import SEEK_END, lseek, pread
 
 from . import values
 
@@ -61,7 +62,7 @@ def describe(error: BaseException) -> bytes:
 
 def read_all(fd: int) -> bytes:
     """All bytes of a file in memory."""
-    return os.pread(fd, os.fstat(fd).st_size, 0)
+    return pread(fd, lseek(fd, 0, SEEK_END), 0)
 
 
 def compile_program(source: bytes) -> None:
@@ -84,15 +85,15 @@ def _module(name: str) -> types.ModuleType:
     return module
 
 
-def run_script(argv: list[str], code: bytes) -> int:
+def run_script(code: bytes) -> int:
     """Run a program as `python solution.py` would, to the end; returns its exit status."""
-    sys.argv = argv
-    module = _module("__main__")
+    namespace = _module("__main__").__dict__
     try:
-        status = _run_to_exit(code, module)
+        status = _run_to_exit(code, namespace)
     finally:
-        _finish(module)
-    for stream in {id(s): s for s in (sys.stdout, sys.__stdout__)}.values():
+        _finish(namespace)
+    first, last = sys.stdout, sys.__stdout__
+    for stream in (first,) if first is last else (first, last):
         try:
             if stream and not stream.closed:
                 stream.flush()
@@ -102,9 +103,9 @@ def run_script(argv: list[str], code: bytes) -> int:
     return status
 
 
-def _run_to_exit(code: bytes, module: types.ModuleType) -> int:
+def _run_to_exit(code: bytes, namespace: dict[str, object]) -> int:
     try:
-        exec(marshal.loads(code), module.__dict__)
+        exec(marshal.loads(code), namespace)
     except SystemExit as stop:
         if stop.code is None or isinstance(stop.code, int):
             return (stop.code or 0) & 0xFF
@@ -115,13 +116,14 @@ def _run_to_exit(code: bytes, module: types.ModuleType) -> int:
     return 0
 
 
-def _finish(module: types.ModuleType) -> None:
+def _finish(namespace: dict[str, object]) -> None:
     """What the interpreter does at its end, in its order: threads, atexit, open files."""
     if "threading" in sys.modules:
         sys.modules["threading"]._shutdown()
     atexit._run_exitfuncs()
-    module.__dict__.clear()  # a file object that the program left open flushes when it goes
-    gc.collect()
+    namespace.clear()  # a file object that the program left open flushes when it goes
+    # A collection of the oldest generation would also empty the interpreter's free lists.
+    gc.collect(2 if gc.get_objects(2) else 1)
 
 
 def resolve(namespace: dict[str, object], path: str) -> object:
