@@ -55,7 +55,7 @@ class ForkServer:
             "modules": ["numpy"] if folders else [],
             "writable": [str(writable)] if writable else [],
         }
-        self._process = PipeProcess(python_command("server", options), environment)
+        self._process = PipeProcess(python_command("serve", options), environment)
 
     @property
     def pid(self) -> int:

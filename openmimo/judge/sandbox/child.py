@@ -6,6 +6,7 @@ anyway: it holds the value a function returned, or says why there is none.
 """
 
 import atexit
+import builtins
 import gc
 import marshal
 import os
@@ -77,17 +78,29 @@ def compile_program(source: bytes) -> None:
     return None
 
 
-def _module(name: str) -> types.ModuleType:
-    # A real module, because dataclasses and typing look their module up in sys.modules.
-    module = types.ModuleType(name)
-    module.__dict__["__file__"] = "solution.py"
-    sys.modules[name] = module
-    return module
+def prepare() -> None:
+    """In the fork server: what children will find, first of all a module to run in."""
+    # Real modules, because dataclasses and typing look their module up in sys.modules.
+    for name in ("__main__", "solution"):
+        module = types.ModuleType(name)
+        module.__dict__["__file__"] = "solution.py"
+        sys.modules[name] = module
+    for name in ("exit", "quit"):  # which the interpreter leaves out under -S
+        setattr(builtins, name, sys.modules["_sitebuiltins"].Quitter(name, "Ctrl-D"))
+
+
+def standard_streams() -> None:
+    """Fresh `sys.stdin` and so on. Those of the interpreter's start remember a pipe."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        errors = "backslashreplace" if name == "stderr" else "surrogateescape"
+        stream = open(fd, "w" if fd else "r", closefd=False, errors=errors)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
 
 
 def run_script(code: bytes) -> int:
     """Run a program as `python solution.py` would, to the end; returns its exit status."""
-    namespace = _module("__main__").__dict__
+    namespace = sys.modules["__main__"].__dict__
     try:
         status = _run_to_exit(code, namespace)
     finally:
@@ -101,6 +114,14 @@ def run_script(code: bytes) -> int:
             report_error(error)
             status = status or 120  # the interpreter's own status where it cannot flush
     return status
+
+
+def rehearse(source: str) -> None:
+    """What `run_script` does, in the fork server itself, but for the end of the interpreter."""
+    code = compile(source, "solution.py", "exec", dont_inherit=True)
+    _run_to_exit(marshal.dumps(code), {"__name__": "__main__"})
+    sys.stdout.flush()
+    gc.collect(1)
 
 
 def _run_to_exit(code: bytes, namespace: dict[str, object]) -> int:
@@ -137,11 +158,11 @@ def resolve(namespace: dict[str, object], path: str) -> object:
 
 def define(code: bytes, leetcode: bool = False) -> dict[str, object]:
     """Run a program as a module; returns its namespace."""
-    module = _module("solution")
+    namespace = sys.modules["solution"].__dict__
     if leetcode:
-        exec(_LEETCODE, module.__dict__)
-    exec(marshal.loads(code), module.__dict__)
-    return module.__dict__
+        exec(_LEETCODE, namespace)
+    exec(marshal.loads(code), namespace)
+    return namespace
 
 
 def run_call(code: bytes, call: bytes) -> None:

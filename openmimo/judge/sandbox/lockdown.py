@@ -16,7 +16,6 @@ from collections.abc import Sequence
 
 # By name: a child copies every page that it touches, and each look-up of an attribute is some more.
 from os import getppid
-from resource import RLIMIT_AS, RLIMIT_CPU, RLIMIT_FSIZE, setrlimit
 
 from . import landlock, namespaces, seccomp
 
@@ -26,7 +25,7 @@ _SOCKET = {"x86_64": 41, "aarch64": 198}
 _CAPABILITY_VERSION_3 = 0x20080522
 _NOBODY = 65534
 OPEN_FILES = 64
-_LARGEST_FILE = 1 << 30  # of the server, which holds inputs and outputs as files in memory
+LARGEST_FILE = 1 << 30  # of the server, which holds inputs and outputs as files in memory
 # Once: the children inherit them ready to call.
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _libc_prctl = getattr(_LIBC, "prctl", None)  # Linux only
@@ -89,7 +88,7 @@ def lock_server(writable: Sequence[str] = ()) -> None:
         _prctl(_PR_SET_DUMPABLE, 0)  # no ptrace, no /proc/PID/mem for processes of the same user
         for limit, value in (
             (resource.RLIMIT_CORE, 0),
-            (resource.RLIMIT_FSIZE, _LARGEST_FILE),
+            (resource.RLIMIT_FSIZE, LARGEST_FILE),
             (resource.RLIMIT_NOFILE, OPEN_FILES),
         ):
             resource.setrlimit(limit, (value, value))
@@ -134,16 +133,3 @@ def die_with_parent(parent: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if getppid() != parent:
         os._exit(1)
-
-
-def limit_resources(cpu_seconds: int, memory_bytes: int, file_bytes: int) -> None:
-    """Hard limits of one child: CPU seconds (a backstop), bytes of address space and of a file.
-
-    RLIMIT_NPROC is left alone: it counts all processes of the user, and seccomp refuses new
-    processes anyway. Threads are bounded by their stacks' share of the address space.
-    """
-    if file_bytes > _LARGEST_FILE:
-        file_bytes = _LARGEST_FILE
-    setrlimit(RLIMIT_CPU, (cpu_seconds, cpu_seconds))
-    setrlimit(RLIMIT_AS, (memory_bytes, memory_bytes))
-    setrlimit(RLIMIT_FSIZE, (file_bytes, file_bytes))

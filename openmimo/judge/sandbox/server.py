@@ -8,12 +8,10 @@ Blobs go from the pipe straight into files in memory, and results from there to 
 of a program or a test ever lies in the memory that children are forked from.
 """
 
-import builtins
 import functools
 import gc
-import importlib
 import json
-import mmap
+import math
 import os
 import resource
 import select
@@ -25,23 +23,17 @@ from collections.abc import Callable
 
 # By name: a look-up of an attribute costs a child some pages more.
 from os import SEEK_CUR, _exit, closerange, dup2, lseek
-from typing import NamedTuple
+from resource import RLIMIT_AS, RLIMIT_CPU, RLIMIT_FSIZE, setrlimit
+from typing import Any, NamedTuple
 
 from . import child, lockdown, remote, seccomp
 from .child import read_all
-from .lockdown import OPEN_FILES, die_with_parent, limit_resources
+from .lockdown import LARGEST_FILE, OPEN_FILES, die_with_parent
 
 Body = Callable[..., int | None]
 """What a child does with the bytes of its blobs; returns its exit status (None: 0)."""
 Files = tuple[tuple[int, int], ...]
-
-# What honest solutions import most: loaded once here, they cost a child nothing. The rest of the
-# library still loads from its folder, unless it needs a system library. `threading` and `random`
-# are left out because their own hooks at each fork take as long as the fork.
-PRELOADED = (
-    "_sitebuiltins", "bisect", "collections.abc", "copy", "functools", "heapq", "io", "itertools",
-    "json", "math", "operator", "re", "string", "time", "typing",
-)  # fmt: skip
+HardLimits = tuple[tuple[int, tuple[int, int]], ...]
 
 # kind, CPU seconds, wall seconds, bytes of memory, bytes of output, sizes of up to four blobs
 BLOBS = 4
@@ -75,6 +67,14 @@ _COMPILE_SECONDS, _COMPILE_MEMORY = 10.0, 1 << 30
 _STACK_SHARE = 4  # a compiled program's memory by this is the size of its stacks
 _FIRST_FREE_FD = 10  # those below have fixed meanings in children
 _PROGRAM_FD = 7  # of a compiled program, until it starts
+# Reads and prints as most programs do; often enough to be specialised (PEP 659).
+_REHEARSAL = """
+import sys
+a, b = map(int, input().split())
+for line in sys.stdin: print(*(int(x) + a for x in line.split()), sep=" ", end="\\n")
+print(sys.stdin.read(), f"{b:.3f}", [a], " ".join(str(i) for i in range(b)))
+"""
+_REHEARSAL_INPUT, _REHEARSALS = b"1 2\n3 4\n", 10
 _SOLUTION = ["solution"]  # the arguments of a program
 
 
@@ -124,6 +124,8 @@ class Server:
         self._program = _file()
         self._compiled = False
         self._own_memory = own_memory
+        self._limits: Limits | None = None  # of the last child
+        self._hard_limits: HardLimits = ()  # the same, for `setrlimit`
         # Its offset counts the children that are ready to run their programs, for whom it is closed
         # then: what a candidate does can never make its end look like a fault of the judge's.
         self._ready = _file()
@@ -134,11 +136,24 @@ class Server:
         """Answer requests until standard input closes."""
         while header := _read_header(self._requests):
             kind, cpu, wall, memory, output, *sizes = REQUEST.unpack(header)
-            blobs = [self._receive(size) for size in sizes[: BLOBS_OF[kind]]]
-            result = self._answers[kind]((cpu, wall, memory, output), *blobs)
+            blobs = list(map(self._receive, sizes[: BLOBS_OF[kind]]))
+            result = self._answers[kind](Limits(cpu, wall, memory, output), *blobs)
             self._reply(result)
-            for fd in {*blobs, *result[4:]}:
+            for fd in {*blobs, result.output, result.report}:
                 os.close(fd)
+
+    def rehearse(self) -> None:
+        """Run a program of our own here, so that the interpreter's caches (of attributes, of
+        specialised instructions) are full before the first fork, not anew in each child."""
+        stdin = _file()
+        os.write(stdin, _REHEARSAL_INPUT)
+        os.dup2(stdin, 0)
+        for _ in range(_REHEARSALS):
+            os.lseek(stdin, 0, os.SEEK_SET)
+            child.rehearse(_REHEARSAL)
+            child.standard_streams()
+        os.dup2(2, 0)
+        os.close(stdin)
 
     def _receive(self, size: int) -> int:
         fd = _file()
@@ -151,18 +166,22 @@ class Server:
         return fd
 
     def _reply(self, result: Result) -> None:
-        files = result[4:]
-        sizes = [os.lseek(fd, 0, os.SEEK_END) for fd in files]
-        header = REPLY.pack(*result[:4], *sizes)
-        os.write(self._replies, LENGTH.pack(len(header) + sum(sizes)) + header)
-        for fd, size in zip(files, sizes, strict=True):
-            sent = 0
-            while sent < size:
-                sent += os.sendfile(self._replies, fd, sent, size - sent)
+        *numbers, output, report = result
+        output_size, report_size = _size(output), _size(report)
+        header = REPLY.pack(*numbers, output_size, report_size)
+        length = LENGTH.pack(len(header) + output_size + report_size)
+        os.write(self._replies, length + header)
+        self._send(output, output_size)
+        self._send(report, report_size)
+
+    def _send(self, fd: int, size: int) -> None:
+        sent = 0
+        while sent < size:
+            sent += os.sendfile(self._replies, fd, sent, size - sent)
 
     def _load(self, limits: Limits, source: int) -> Result:
         os.close(self._program)
-        self._program, self._compiled = _file(), False
+        self._program, self._compiled, self._limits = _file(), False, None
         limits = Limits(_COMPILE_SECONDS, 3 * _COMPILE_SECONDS, _COMPILE_MEMORY, _COMPILE_MEMORY)
         report = _file()
         files = ((report, 3), (self._program, 4))
@@ -172,7 +191,7 @@ class Server:
         os.close(self._program)
         # A file that is open for writing cannot be executed.
         self._program = os.open(f"/proc/self/fd/{binary}", os.O_RDONLY)
-        self._compiled = True
+        self._compiled, self._limits = True, None
         return Result(EXITED, 0, 0.0, 0.0, _file(), _file())
 
     def _script(self, limits: Limits, stdin: int) -> Result:
@@ -244,26 +263,43 @@ class Server:
 
     def _fork(self, limits: Limits, body: Body, blobs: tuple[int, ...], files: Files) -> int:
         """A locked-down child that runs `body` on the bytes of `blobs`, with `files` (pairs of a
-        descriptor and its number there, ascending) and none but the standard ones besides."""
+        descriptor and its number there, 3 or above last) and none but the standard ones besides."""
+        # Whatever can be done before the fork, or once for many.
+        if limits != self._limits:
+            self._limits, self._hard_limits = limits, self._in_kernel(limits)
+        refuse, hard_limits = self._filters.get(self._compiled), self._hard_limits
+        ready, server = self._ready, self._pid
         pid = os.fork()
         if pid:
             return pid
         status = 1
         try:
-            die_with_parent(self._pid)
-            contents = [read_all(blob) for blob in blobs]
+            die_with_parent(server)
+            contents = tuple(map(read_all, blobs))
             for fd, target in files:
                 dup2(fd, target)
-            cpu, _, memory, output = limits
-            memory += 0 if self._compiled else self._own_memory
-            limit_resources(int(cpu) + 2, memory, max(output + 2, _MINIMUM_FILE))
-            if self._filters:
-                self._filters[self._compiled].install()
-            lseek(self._ready, 1, SEEK_CUR)
-            closerange(max(2, target) + 1, OPEN_FILES)
+            for resource, limit in hard_limits:
+                setrlimit(resource, limit)
+            if refuse:
+                refuse.install()
+            lseek(ready, 1, SEEK_CUR)
+            closerange(target + 1, OPEN_FILES)
             status = body(*contents) or 0
         finally:
             _exit(status)
+
+    def _in_kernel(self, limits: Limits) -> HardLimits:
+        """A backstop behind the clocks, and what only the kernel can hold a child to.
+
+        RLIMIT_NPROC is left alone: it counts all processes of the user, and seccomp refuses new
+        processes anyway. Threads are bounded by their stacks' share of the address space.
+        """
+        memory = limits.memory_bytes + (0 if self._compiled else self._own_memory)
+        file = min(max(limits.output_bytes + 2, _MINIMUM_FILE), LARGEST_FILE)
+        cpu = math.ceil(limits.cpu_seconds) + 1
+        return (
+            (RLIMIT_CPU, (cpu, cpu)), (RLIMIT_AS, (memory, memory)), (RLIMIT_FSIZE, (file, file)),
+        )  # fmt: skip
 
     def _wait(self, last: int, pids: tuple[int, ...], limits: Limits, started: float) -> int:
         """Wait until `last` ends, or a clock of one of `pids` runs out; returns the ending."""
@@ -315,6 +351,10 @@ def _execute(argv: list[str], limits: Limits) -> None:
     os.execve(f"/proc/self/fd/{_PROGRAM_FD}", argv, {})
 
 
+def _size(fd: int) -> int:
+    return os.lseek(fd, 0, os.SEEK_END)
+
+
 def _file() -> int:
     return os.memfd_create("")
 
@@ -330,41 +370,18 @@ def _read_header(fd: int) -> bytes:
     return data
 
 
-def _standard_streams() -> None:
-    """Fresh `sys.stdin` and so on. Those of the interpreter's start remember a pipe."""
-    for fd, name in enumerate(("stdin", "stdout", "stderr")):
-        errors = "backslashreplace" if name == "stderr" else "surrogateescape"
-        stream = open(fd, "w" if fd else "r", closefd=False, errors=errors)  # noqa: SIM115
-        setattr(sys, name, stream)
-        setattr(sys, f"__{name}__", stream)
-
-
-def _site_builtins() -> None:
-    """`exit` and `quit`, which the interpreter leaves out under -S."""
-    for name in ("exit", "quit"):
-        setattr(builtins, name, sys.modules["_sitebuiltins"].Quitter(name, "Ctrl-D"))
-
-
-def main(arguments: list[str]) -> None:
-    """Start with JSON arguments, and serve.
-
-    {"unsafe": bool, "folders": of more libraries, "modules": to load from them, "writable": folders
-    that programs may make files in}
-    """
-    options = json.loads(arguments[0])
-    sys.path += options["folders"]
+def main(options: dict[str, Any]) -> None:
+    """Take over standard input and output, lock down, and serve. Options: see `serve.main`."""
     null = os.open(os.devnull, os.O_RDWR)
     for fd in range(3, _FIRST_FREE_FD):  # taken, so that no file of the server's gets them
         os.dup2(null, fd)
     requests, replies = os.dup(0), os.dup(1)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
-    for name in (*PRELOADED, *options["modules"]):
-        importlib.import_module(name)
-    _standard_streams()
-    _site_builtins()
+    child.standard_streams()
+    child.prepare()
     with open("/proc/self/statm") as file:
-        own_memory = int(file.read().split()[0]) * mmap.PAGESIZE
+        own_memory = int(file.read().split()[0]) * resource.getpagesize()
     error = None
     try:
         if not options["unsafe"]:
@@ -374,6 +391,8 @@ def main(arguments: list[str]) -> None:
     message = json.dumps({"error": error}).encode()
     os.write(replies, LENGTH.pack(len(message)) + message)
     if error is None:
+        server = Server(requests, replies, own_memory, options["unsafe"])
+        server.rehearse()
         gc.collect()
         gc.freeze()  # so that a child's collections do not copy the shared pages
-        Server(requests, replies, own_memory, options["unsafe"]).serve()
+        server.serve()
