@@ -7,13 +7,13 @@ import sys
 from collections.abc import Iterator
 
 # What honest solutions import most: loaded once here, they cost a child nothing. The rest of the
-# library still loads from its folder, unless it needs a system library. A module's pages cost each
-# fork something, so those that few solutions import are not here: with `dataclasses`, `datetime`,
-# `decimal` and ten others of their kind a test took 9 % more. `threading` and `random` have hooks
-# of their own at each fork, which take as long as the fork.
+# library still loads from its folder, unless it needs a system library: hence the last two. A
+# module's pages cost each fork something, so those that few solutions import are not here: with
+# `dataclasses`, `datetime`, `unicodedata` and nine more like them a test took 9 % more. `threading`
+# and `random` have hooks of their own at each fork, which take as long as the fork.
 _PRELOADED = (
     "_sitebuiltins", "bisect", "collections.abc", "copy", "functools", "heapq", "io", "itertools",
-    "json", "math", "operator", "re", "string", "time", "typing",
+    "json", "math", "operator", "re", "string", "time", "typing", "decimal", "zlib",
 )  # fmt: skip
 # What the server imports besides.
 _ITS_OWN = ("atexit", "ctypes", "marshal", "resource", "select", "signal", "stat", "struct")
