@@ -9,8 +9,8 @@ from collections.abc import Iterator
 # What honest solutions import most: loaded once here, they cost a child nothing. The rest of the
 # library still loads from its folder, unless it needs a system library: hence the last two. A
 # module's pages cost each fork something, so those that few solutions import are not here: with
-# `dataclasses`, `datetime`, `unicodedata` and nine more like them a test took 9 % more. `threading`
-# and `random` have hooks of their own at each fork, which take as long as the fork.
+# `dataclasses`, `datetime`, `unicodedata` and ten more like them a test took 9 % more CPU time.
+# `threading` and `random` have hooks of their own at each fork, which take as long as the fork.
 _PRELOADED = (
     "_sitebuiltins", "bisect", "collections.abc", "copy", "functools", "heapq", "io", "itertools",
     "json", "math", "operator", "re", "string", "time", "typing", "decimal", "zlib",
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
         importlib.import_module(name)
     gc.collect()
     # With all gaps filled, what the server uses for each test lies side by side, not scattered
-    # over the memory of the libraries: a tenth of the pages that are copied.
+    # over the memory of the libraries: 29 of 355 page faults of a test less.
     fillers = list(_fill_gaps())
     from . import server
 
