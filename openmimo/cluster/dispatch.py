@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 A = TypeVar("A")  # what stands for an actor, hashable
 
 _CHUNK = 16  # tasks in a call: a call costs Ray a millisecond, and its results come together
-_SHARED_DEATHS = 2  # a task that saw so many actors die is run alone from then on
+_CALL_SECONDS = 600.0  # a call of several tasks may take no longer, so that a hung one is found
 
 
 @dataclass(eq=False, slots=True)
@@ -60,8 +60,9 @@ class Dispatcher(Generic[A]):
     one at its end, so no actor has a pile while others idle (guided self-scheduling,
     Polychronopoulos and Kuck, 1987).
 
-    A task whose actors die is tried `attempts` times. After two deaths it runs alone, so that a
-    task which kills its actors ends no other, and is known for what it is.
+    A task whose actors die is tried `attempts` times. After one death it has a call of its own,
+    after half of its attempts an actor, so that a task which kills its actors is known for what it
+    is and ends no other.
     """
 
     def __init__(self, attempts: int = 4) -> None:
@@ -95,10 +96,7 @@ class Dispatcher(Generic[A]):
             freest = min(open_seats, key=lambda actor: self._seats[actor].load)
         if not self._waiting or self._seats[freest].load >= 1:
             return None
-        workers = sum(seat.workers for seat in self._seats.values())
-        size = min(_CHUNK, math.ceil(len(self._waiting) / (2 * workers)))
-        tasks = tuple(heapq.heappop(self._waiting)[-1] for _ in range(size))
-        return self._call(freest, tasks, now)
+        return self._call(freest, self._chunk(), now)
 
     def finish(self, call: Call[A]) -> tuple[Task, ...]:
         """The tasks of a call that was answered; none if its actor has left before."""
@@ -123,7 +121,7 @@ class Dispatcher(Generic[A]):
                 task.deaths += guilty is None or call is guilty
                 if task.deaths >= self._attempts:
                     spent.append(task)
-                elif task.deaths >= _SHARED_DEATHS:
+                elif task.deaths >= self._attempts // 2:
                     self._suspects.append(task)
                 else:  # it has waited once already: before all others
                     self.add(task, math.inf)
@@ -148,6 +146,19 @@ class Dispatcher(Generic[A]):
 
     def _calls(self) -> list[Call[A]]:
         return [call for seat in self._seats.values() for call in seat.calls]
+
+    def _chunk(self) -> tuple[Task, ...]:
+        """The next tasks for a call; some must wait."""
+        workers = sum(seat.workers for seat in self._seats.values())
+        size = min(_CHUNK, math.ceil(len(self._waiting) / (2 * workers)))
+        tasks = [heapq.heappop(self._waiting)[-1]]
+        seconds = tasks[0].seconds
+        while len(tasks) < size and not tasks[0].deaths:
+            seconds += self._waiting[0][-1].seconds
+            if seconds > _CALL_SECONDS:
+                break
+            tasks.append(heapq.heappop(self._waiting)[-1])
+        return tuple(tasks)
 
     def _call(self, actor: A, tasks: tuple[Task, ...], now: float) -> Call[A]:
         """The calls of an actor may be answered one after the other."""

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import threading
 from typing import Any
 
@@ -40,7 +41,10 @@ def join(address: str = "", cpus: int = 1) -> None:
     module = ray()
     with _lock:
         if not module.is_initialized():
+            before = signal.getsignal(signal.SIGTERM)
             _connect(module, address or os.environ.get("RAY_ADDRESS", ""), cpus)
+            if before and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)  # Ray has replaced it
             _ours = True
         _users += 1
 

@@ -29,7 +29,9 @@ class Job:
 
     def failed(self, detail: str, unsafe: bool) -> SolutionVerdict:
         """The verdict where the judge could give none."""
-        return SolutionVerdict((Verdict(Status.JUDGE_ERROR, detail, unsafe=unsafe),) * len(self.tests))
+        return SolutionVerdict(
+            (Verdict(Status.JUDGE_ERROR, detail, unsafe=unsafe),) * len(self.tests)
+        )
 
 
 class Intake:

@@ -82,10 +82,14 @@ class Lives(RuleBasedStateMachine):
         assert all(len(call.tasks) <= 16 for call in self.calls)
 
     @invariant()
+    def the_bereaved_have_calls_of_their_own(self):
+        for call in self.calls:
+            assert len(call.tasks) == 1 or not any(self.deaths[each] for each in call.tasks)
+
+    @invariant()
     def suspects_are_alone(self):
         for call in self.calls:
             if any(self.deaths[each] >= 2 for each in call.tasks):
-                assert len(call.tasks) == 1
                 assert [other for other in self.calls if other.actor is call.actor] == [call]
 
     def teardown(self):
@@ -120,6 +124,16 @@ def test_calls_are_large_while_the_queue_is_long_and_single_at_its_end():
     assert sum(sizes) == 200
     assert sizes[0] == 16
     assert sizes[-4:] == [1, 1, 1, 1]
+
+
+def test_a_call_of_several_tasks_is_bounded_in_time():
+    dispatcher = Dispatcher()
+    for _ in range(100):
+        dispatcher.add(task(seconds=250.0))
+    dispatcher.add(task(seconds=900.0), 1.0)
+    dispatcher.join("a", 2)
+    calls = [dispatcher.next_call(0.0) for _ in range(3)]
+    assert [len(call.tasks) for call in calls] == [1, 2, 2]
 
 
 def test_the_most_expensive_task_is_first_and_the_tasks_of_the_dead_before_all():
