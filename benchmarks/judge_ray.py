@@ -4,9 +4,9 @@
 
 For each seed, `--judgements` solutions (right ones, wrong ones, endless ones, some that crash; each
 known beforehand) are judged by `--actors` actors on this machine, and half of the actors, chosen at
-random, are killed with signal 9 after each sixth of the verdicts. `kills` has for each seed how many
-actors were killed, and how many judgements were `lost` (no verdict), `doubled` (more than one),
-`failed` (`judge_error`) and `wrong` (not the status that was known); the totals are above it.
+random, are killed with signal 9 after each sixth of the verdicts. `kills` has for each seed how
+many actors were killed, and how many judgements were `lost` (no verdict), `doubled` (more than
+one), `failed` (`judge_error`) and `wrong` (not the status that was known). Their totals come first.
 
 `tests_per_second` has the medians of `--rounds` rounds in turns, nothing killed: solutions with one
 short test and with ten, by the local judge with `--workers` workers, by as many actors of Ray

@@ -18,6 +18,8 @@ from openmimo.errors import UserError
 
 _log = logging.getLogger(__name__)
 
+_SLACK_SECONDS = 60.0  # beyond our own deadlines, for Ray's calls that have none
+
 
 class ActorLost(Exception):
     """A task has no result: its actors died, there were none, or the pool was closed."""
@@ -71,7 +73,10 @@ class ActorPool:
         self._thread = Thread(target=self._work, name="actor-pool", daemon=True)
         self._thread.start()
         try:
-            self._started.result()
+            self._started.result(timeout=start_seconds + _SLACK_SECONDS)
+        except TimeoutError as error:
+            self.close()
+            raise UserError("the Ray cluster does not answer: see `ray status`") from error
         except BaseException:
             self.close()
             raise
@@ -98,7 +103,7 @@ class ActorPool:
                 return
             self._closed = True
         self._events.put(self._stop)
-        self._thread.join()
+        self._thread.join(timeout=_SLACK_SECONDS)  # longer only where Ray itself stands still
         session.leave()
 
     def __enter__(self) -> "ActorPool":

@@ -3,12 +3,14 @@
 import logging
 import os
 import signal
+import socket
 import threading
 from typing import Any
 
 from openmimo.errors import UserError
 
 _LOCAL_STORE_BYTES = 128 << 20  # programs, tests and verdicts pass through it, nothing stays
+_KNOCK_SECONDS = 10.0
 _lock = threading.Lock()
 _users = 0
 _ours = False  # whether the connection was made here, so that it may be ended here
@@ -29,13 +31,13 @@ def join(address: str = "", cpus: int = 1) -> None:
     """Connect to a cluster, unless this process is connected; each call needs one of `leave`.
 
     Args:
-        address: `host:port` of the head node, `ray://host:port` of its client server, or `auto`
-            for the cluster of this machine. Empty: what RAY_ADDRESS says, else a cluster of this
-            machine alone is started, which ends with the process.
+        address: `host:port` of the head node, for a process on one of the nodes, or `auto` for the
+            cluster of this machine. Empty: what RAY_ADDRESS says, else a cluster of this machine
+            alone is started, which ends with the process.
         cpus: what a cluster that is started has at least, whatever this machine has.
 
     Raises:
-        UserError: Ray is not installed, or there is no cluster at `address`.
+        UserError: Ray is not installed, there is no cluster at `address`, or it is a `ray://` one.
     """
     global _users, _ours
     module = ray()
@@ -71,10 +73,23 @@ def _connect(module: Any, address: str, cpus: int) -> None:
             **quiet,
         )
         return
+    if address.startswith("ray://"):
+        raise UserError(
+            f"{address} is the address of a Ray client server: run on a node of the cluster, and "
+            "give the head node's host:port, or auto"
+        )
     try:
+        _knock(address)
         module.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"no Ray cluster at {address}: {error}. Start one with `ray start --head`, or correct "
-            "the address (RAY_ADDRESS)"
+            "the address (RAY_ADDRESS); if it asks for a token, set RAY_AUTH_MODE=token here too"
         ) from error
+
+
+def _knock(address: str) -> None:
+    """OSError if nobody listens at `host:port`: Ray itself would end this process."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), _KNOCK_SECONDS).close()

@@ -85,7 +85,7 @@ def test_results_errors_and_what_cannot_be_sent_are_each_tasks_own(pool, caplog)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_half_of_the_actors_are_killed_again_and_again(pool, actor_processes):
+def test_half_of_the_actors_are_killed_again_and_again(pool, actor_processes, caplog):
     futures = [pool.submit("sleep", 0.01, seconds=30) for _ in range(300)]
     counts = [0] * len(futures)
     for number, future in enumerate(futures):
@@ -146,7 +146,7 @@ def test_close_gives_every_task_an_end_and_leaves_no_process(cluster, actor_proc
 @pytest.mark.slow
 def test_one_actor_a_node_follows_nodes_that_come_and_die(cluster):
     with ActorPool(Obedient, None, cluster.address, silent_seconds=4.0) as pool:
-        first = {pid for pid in results([pool.submit("pid", seconds=30) for _ in range(40)])}
+        first = set(results([pool.submit("pid", seconds=30) for _ in range(40)]))
         assert len(first) == 1
         node = cluster.add_node(num_cpus=3, object_store_memory=80_000_000)
         deadline = time.monotonic() + 30
@@ -177,6 +177,14 @@ def test_a_cluster_without_room_is_refused_in_time(cluster):
 def test_no_ray_and_no_cluster_are_errors_of_the_users(cluster, monkeypatch):
     with pytest.raises(UserError, match="at least one"):
         ActorPool(Obedient, 0, cluster.address)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    for address, message in {
+        "127.0.0.1:1": "no Ray cluster at 127.0.0.1:1: .*refused",
+        "nonsense": "no Ray cluster at nonsense",
+        "ray://127.0.0.1:10001": "run on a node of the cluster",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            session.join(address)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'openmimo\[ray\]'"):
         session.join()
