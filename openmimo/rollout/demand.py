@@ -84,15 +84,27 @@ class PassRates:
 
     def chance(self, prospect: Prospect, passed: int, failed: int, left: int) -> float:
         """Of a group to become valid: so many samples passed and failed, all alike; `left` come."""
+        key = (prospect.passed, prospect.failed, passed, failed, left)
+        if key not in self._chances:  # a step asks for the same ones over and over
+            self._chances[key] = self._chance(*key)
+        return self._chances[key]
+
+    @cached_property
+    def _chances(self) -> dict[tuple[float, float, int, int, int], float]:
+        return {}
+
+    def _chance(
+        self, passed_before: float, failed_before: float, passed: int, failed: int, left: int
+    ) -> float:
         a, b = self.belief
-        a += REVISIT * prospect.passed + passed
-        b += REVISIT * prospect.failed + failed
+        a += REVISIT * passed_before + passed
+        b += REVISIT * failed_before + failed
         flat = (self.flat + 1) / (self.failing + 1)
         all_pass = 0.0 if failed else _all(a, b, left)
         none_pass = 0.0 if passed else _all(b, a, left)
         return max(0.0, 1 - all_pass - flat * none_pass)
 
-    @property
+    @cached_property
     def valid_rate(self) -> float:
         """The share of valid groups, with two imagined ones of which one is valid."""
         return (self.mixed + self.failing - self.flat + 1) / (self.groups + 2)
@@ -127,7 +139,7 @@ class Forecast:
     variance has two parts: each group's own, and the doubt about the rate that all of them share.
     """
 
-    REFIT = 1.02
+    REFIT = 1.2
     """The rates are fitted again once this many times as many groups have been seen."""
 
     def __init__(self, rates: PassRates) -> None:

@@ -15,6 +15,7 @@ from typing import Self
 
 from openmimo.inference.protocol import Completion, InferenceEngine, Request, RequestId
 from openmimo.rewards.verdict import Verdict
+from openmimo.rollout.background import Background
 from openmimo.rollout.demand import PassRates
 from openmimo.rollout.engine_worker import EngineWorker
 from openmimo.rollout.policies import Ours, Policy
@@ -113,6 +114,7 @@ class RolloutDriver:
         history: PassRates | None = None,
         on_sample: OnSample | None = None,
         interrupt: Interrupt | None = None,
+        background: Background | None = None,
     ) -> Rollout | None:
         """Sample until the scheduler is done.
 
@@ -123,6 +125,7 @@ class RolloutDriver:
             on_sample: called with each sample of the step as its verdict is used.
             interrupt: once it is requested nothing more is generated, and what is generated is
                 still scored and handed to `on_sample`.
+            background: fills slots that the step does not need; complete when this returns.
 
         Returns:
             None if it was interrupted.
@@ -144,6 +147,7 @@ class RolloutDriver:
             draw=draw,
             on_sample=on_sample,
             interrupt=interrupt,
+            background=background or Background(),
             lag=self._lag,
             patience=self._patience,
         )

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, Protocol
 
 Rewards = Literal["async", "inline", "barrier"]
 Ending = Literal["prefix", "finish", "drain"]
+Places = Literal["group", "sample", "tokens"]
 
 
 class StepView(Protocol):
@@ -37,10 +38,6 @@ class StepView(Protocol):
     def seen_valid_rate(self) -> float:
         """Share of valid groups among the finished ones of this step and of those before."""
 
-    @property
-    def expected(self) -> float:
-        """Groups that will be valid, `valid` included, as predicted from each group's samples."""
-
     def probability(self, valid: int) -> float:
         """The chance that at least so many of the groups launched are valid."""
 
@@ -52,18 +49,22 @@ class Policy:
     name: in tables.
     rewards: "async": each sample's as soon as it is generated, by workers of their own; "inline":
         as soon, but by the process that generates, which does nothing else meanwhile; "barrier":
-        when all that runs is generated, one after another.
+        when all that runs is generated, by a few processes, one after another.
     ends: "prefix": when the shortest prefix of the stream with enough valid groups is complete,
         what is beyond is stopped; "finish": with the last group needed, whichever it is, all others
         are stopped; "drain": when all that was launched is finished.
+    places: (`placement`) "group": all samples of a prompt on one engine, the one with the fewest
+        samples; "sample": each on the engine with the fewest; "tokens": each on the engine that is
+        expected to have the least to do.
     longest_first: samples that wait for a slot start in the order of their expected length, longest
         first, instead of in the order of the stream.
     early_verdicts: a group counts as valid with the first samples that make it so.
     """
 
     name: ClassVar[str]
-    rewards: ClassVar[Rewards] = "async"
-    ends: ClassVar[Ending] = "drain"
+    rewards: Rewards = "async"
+    ends: Ending = "drain"
+    places: Places = "group"
     longest_first: bool = False
     early_verdicts: bool = False
 
@@ -77,6 +78,7 @@ class Policy:
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
 class Static(Policy):
     """One wave of as many prompts as the batch has; what is invalid is missed.
 
@@ -84,17 +86,20 @@ class Static(Policy):
     """
 
     name = "static"
+    places: Places = "tokens"
+    longest_first: bool = True
 
     def launches(self, step: StepView) -> bool:
         return step.launched < step.wanted
 
 
+@dataclass(frozen=True)
 class Naive(Policy):
     """Waves of a batch each, with a barrier after each, rewards serially after the barrier (DAPO's
     recipe in verl as it was, the report's baseline)."""
 
     name = "naive"
-    rewards: ClassVar[Rewards] = "barrier"
+    rewards: Rewards = "barrier"
 
     def launches(self, step: StepView) -> bool:
         # A wave is launched as a whole, before anything of it runs or while it fills.
@@ -102,13 +107,15 @@ class Naive(Policy):
         return filling or (step.running == 0 and step.valid < step.wanted)
 
 
+@dataclass(frozen=True)
 class NaiveAsyncReward(Naive):
     """Naive waves, with rewards that start when a sample ends."""
 
     name = "naive_async_reward"
-    rewards: ClassVar[Rewards] = "async"
+    rewards: Rewards = "async"
 
 
+@dataclass(frozen=True)
 class OneForOne(Policy):
     """Each invalid group is replaced by one prompt; waits for all (OpenRLHF)."""
 
@@ -118,18 +125,20 @@ class OneForOne(Policy):
         return step.launched - step.invalid < step.wanted
 
 
+@dataclass(frozen=True)
 class Greedy(Policy):
     """Waves of a batch while fewer than a batch may still come; the first to finish are the batch,
     and the rest is stopped (slime). Biased: long answers are selected against."""
 
     name = "greedy"
-    ends: ClassVar[Ending] = "finish"
+    ends: Ending = "finish"
 
     def launches(self, step: StepView) -> bool:
         filling = step.launched % step.wanted != 0
         return filling or step.launched - step.invalid < step.wanted
 
 
+@dataclass(frozen=True)
 class RefillTwice(Policy):
     """Each invalid group lets two more prompts start, until enough are valid; then waits for all
     (verl's streaming trainer)."""
@@ -140,30 +149,41 @@ class RefillTwice(Policy):
         return step.valid < step.wanted and step.launched < step.wanted + 2 * step.invalid
 
 
+@dataclass(frozen=True)
 class Continuous(Policy):
     """The report's continuous rollout: launch while the groups that run are not expected to be
-    enough, by the valid rate so far. Rewards by the process that generates; waits for all."""
+    enough, by the valid rate of this step so far. Rewards by the process that generates; waits for
+    all.
+
+    imagined: valid groups that count as seen at the beginning. The report does not say how its rate
+        begins; a step that starts with one batch is what fits its Table 2 (docs/rollout.md).
+    """
 
     name = "continuous"
-    rewards: ClassVar[Rewards] = "inline"
+    rewards: Rewards = "inline"
+    places: Places = "sample"
+    imagined: int = 32
 
     def launches(self, step: StepView) -> bool:
         undecided = step.launched - step.valid - step.invalid
-        return step.valid + undecided * step.seen_valid_rate < step.wanted
+        rate = (step.valid + self.imagined) / (step.valid + step.invalid + self.imagined)
+        return step.valid + undecided * rate < step.wanted
 
 
+@dataclass(frozen=True)
 class ContinuousAsyncReward(Continuous):
     """The report's continuous rollout with asynchronous rewards."""
 
     name = "continuous_async_reward"
-    rewards: ClassVar[Rewards] = "async"
+    rewards: Rewards = "async"
 
 
+@dataclass(frozen=True)
 class Report(ContinuousAsyncReward):
     """The report's engine: continuous rollout, asynchronous rewards, early termination."""
 
     name = "report"
-    ends: ClassVar[Ending] = "prefix"
+    ends: Ending = "prefix"
 
 
 @dataclass(frozen=True)
@@ -172,7 +192,8 @@ class Ours(Policy):
     posterior; longest first; early verdicts; early termination."""
 
     name = "ours"
-    ends: ClassVar[Ending] = "prefix"
+    ends: Ending = "prefix"
+    places: Places = "tokens"
     longest_first: bool = True
     early_verdicts: bool = True
     confidence: float = 0.7

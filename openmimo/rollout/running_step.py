@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from openmimo.errors import UserError
-from openmimo.inference.protocol import Completion, InferenceEngine, Request, RequestId
+from openmimo.inference.protocol import Completion, Request, RequestId
 from openmimo.rewards.verdict import Verdict, failed
+from openmimo.rollout.background import Background
 from openmimo.rollout.demand import PassRates, Prospect
+from openmimo.rollout.engine_bank import EngineBank, Restart
 from openmimo.rollout.engine_worker import MOST_STEPS, EngineWorker
 from openmimo.rollout.events import (
     Abort,
@@ -26,7 +28,7 @@ from openmimo.rollout.events import (
     Scored,
     Start,
 )
-from openmimo.rollout.placement import Placement
+from openmimo.rollout.placement import PLACEMENTS
 from openmimo.rollout.policies import Policy
 from openmimo.rollout.records import Group, Prompt, Rollout
 from openmimo.rollout.reward_line import RewardLine, Rewards
@@ -46,20 +48,13 @@ class Key(NamedTuple):
     sample: int
 
 
-class Running(NamedTuple):
-    """A sample that an engine has."""
-
-    engine: int
-    tokens: float  # as expected when it was placed
-
-
 @dataclass(kw_only=True)
 class RunningStep:
-    """See `RolloutDriver.collect`; `run` once. `restarts` has one entry for each of `workers`."""
+    """See `RolloutDriver.collect`; `run` once. It is the `Listener` of its `EngineBank`."""
 
     name: str
     workers: Sequence[EngineWorker]
-    restarts: Sequence[Callable[[], InferenceEngine] | None]
+    restarts: Sequence[Restart]
     rewards: Rewards
     decode: Callable[[Sequence[int]], str]
     request: Callable[[Prompt, int, RequestId], Request]
@@ -69,6 +64,7 @@ class RunningStep:
     draw: Callable[[], Prompt]
     on_sample: OnSample | None
     interrupt: Interrupt | None
+    background: Background
     lag: int | None
     patience: Patience
 
@@ -76,17 +72,19 @@ class RunningStep:
         self._groups: list[Group] = []
         self._aborted: set[int] = set()
         self._scheduler = StepScheduler(self.settings, self.policy, self.history, self._draw)
-        self._placement = Placement([worker.slots for worker in self.workers])
-        self._running: dict[Key, Running] = {}
-        self._unplaced: deque[Start] = deque()  # no engine has room for them just now
+        placement = PLACEMENTS[self.policy.places]([worker.slots for worker in self.workers])
+        self._bank = EngineBank(
+            self.workers, self.restarts, placement, self.patience.restarts, self
+        )
+        self._waiting: deque[Start] = deque()  # the engine that had room for them is gone
+        self._generating: set[Key] = set()
         self._scoring: dict[Key, asyncio.Task[Verdict]] = {}
         self._due: deque[tuple[int, Key]] = deque()  # decode step at which a score is used
         self._clock, self._waited = 0, 0.0
         self._began = time.monotonic()
         self._recorder = Recorder(self.policy.name, [worker.name for worker in self.workers])
         self._lanes: set[int] = set()
-        self._restarted = [0] * len(self.workers)
-        self._alive = [True] * len(self.workers)
+        self._done: Done | None = None
         self._stopping = False
         if self.policy.rewards == "inline":
             self.lag = 0
@@ -98,37 +96,21 @@ class RunningStep:
         self._line = RewardLine(self.rewards, most, self.patience.reward)
         self._watchdog = Watchdog(self.patience.silence, self._stuck)
         self._watchdog.start()
-        pumps = [asyncio.create_task(self._pump(n)) for n in range(len(self.workers))]
+        self._bank.start()
         try:
             self._carry_out(self._scheduler.start())
             done = await self._over
         finally:
             self._watchdog.stop()
-            await self._drain(pumps)
+            self._over.cancel()  # no effect on a step that is over
+            for verdict in [*self._scoring.values(), *self.background.verdicts]:
+                verdict.cancel()
+            await self._bank.close(self.patience.drain)
         if done is None:
             return None
         timeline = self._recorder.finish(done, self._aborted, self._now())
         committed = self._groups[: done.stats.committed]
         return Rollout(committed, done, self._clock, self._waited, self._watchdog.lag, timeline)
-
-    async def _drain(self, pumps: Sequence[asyncio.Task[None]]) -> None:
-        """Leave nothing behind: engines are empty, and nobody waits for a verdict."""
-        self._over.cancel()  # no effect on a step that is over
-        for worker in self.workers:
-            worker.abort(list(worker.in_flight))
-            worker.wake()
-        for verdict in self._scoring.values():
-            verdict.cancel()
-        _, late = await asyncio.wait(pumps, timeout=self.patience.drain)
-        if late:
-            dump_stacks()
-            for pump in late:
-                pump.cancel()
-            names = [w.name for w, pump in zip(self.workers, pumps, strict=True) if pump in late]
-            raise UserError(
-                f"rollout: {', '.join(names)} did not stop within {self.patience.drain:g} s "
-                "(the stacks of all threads are above)"
-            )
 
     def _now(self) -> float:
         return time.monotonic() - self._began
@@ -138,99 +120,114 @@ class RunningStep:
         self._groups.append(Group(self.draw()))
         return self._groups[index].prompt.prospect
 
-    # Engines.
+    # What the engines say (`engine_bank.Listener`).
 
-    async def _pump(self, number: int) -> None:
-        """Keep an engine going until the step is over and the engine is empty."""
-        while True:
-            try:
-                await self._work(self.workers[number])
-                return
-            except Exception as error:
-                if self._over.done() or not await self._revive(number, error):
-                    return
-
-    async def _work(self, worker: EngineWorker) -> None:
-        while not self._over.done() or worker.has_commands:
-            if not await worker.ready():
-                continue
-            advance = await worker.advance(self._steps_until_due())
-            self._watchdog.heard()
-            self._clock += advance.steps
-            for completion in advance.completions:
-                self._receive(completion)
-            if self.interrupt is not None and self.interrupt.requested:
-                self._stop_generating()
-            if self.lag is not None:
-                await self._use_due(worker)
-
-    def _receive(self, completion: Completion) -> None:
-        _, index, sample = map(int, str(completion.request_id).split("/"))
-        key = Key(index, sample)
+    def finished(self, completion: Completion) -> None:
+        name = str(completion.request_id)
+        if self.background.owns(name):
+            self.background.score(name, completion, self._line, self._end_if_complete)
+            return
+        key = self._key(name)
         tokens = len(completion.token_ids)
-        self._take_from_engine(key, tokens)
-        self._groups[index].completions[sample] = completion
-        self._handle(Generated(index, sample, tokens))
+        self._generating.discard(key)
+        self._recorder.end("generate", *key, self._now(), tokens)
+        self._groups[key.prompt].completions[key.sample] = completion
+        self._handle(Generated(*key, tokens))
 
-    def _take_from_engine(self, key: Key, tokens: int = 0, lost: bool = False) -> None:
-        running = self._running.pop(key)
-        self._placement.give_back(running.engine, running.tokens)
-        self._recorder.end("generate", *key, self._now(), tokens, lost)
-        while self._unplaced and self._placement.slots:
-            start = self._unplaced.popleft()
+    def lost(self, request_ids: Sequence[str]) -> None:
+        # The background's first: what starts again may ask it for slots.
+        for request_id in filter(self.background.owns, request_ids):
+            self.background.put_back(request_id)
+        keys = [self._key(each) for each in request_ids if not self.background.owns(each)]
+        for key in keys:
+            self._generating.discard(key)
+            self._recorder.end("generate", *key, self._now(), lost=True)
+        for key in keys:
+            self._handle(Lost(*key))
+
+    def room(self) -> None:
+        while self._waiting and self._bank.free:
+            start = self._waiting.popleft()
             if start.prompt_index not in self._aborted:
-                self._place(start)
+                self._start(start)
+        if not self._stopping and not self._waiting and not self._scheduler.waiting_samples:
+            for request in self.background.fill(self._bank.free):
+                self._bank.submit(request, -1, 1.0)
 
-    def _place(self, start: Start) -> None:
+    def failed(self, error: Exception) -> None:
+        if not self._over.done():
+            self._over.set_exception(error)
+
+    def most_steps(self) -> int:
+        return max(1, self._due[0][0] - self._clock) if self._due else MOST_STEPS
+
+    async def advanced(self, worker: EngineWorker, steps: int) -> None:
+        self._watchdog.heard()
+        self._clock += steps
+        if self.interrupt is not None and self.interrupt.requested:
+            self._stop_generating()
+        if self.lag is not None:
+            await self._use_due(worker)
+
+    # What the scheduler says.
+
+    def _handle(self, event: Event) -> None:
+        try:
+            self._carry_out(self._scheduler.handle(event))
+        except Exception as error:  # into `run`, whatever task we are in
+            self.failed(error)
+
+    def _carry_out(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case Launch():
+                    self._recorder.launch(self._now())
+                case Start():
+                    if not self._stopping:
+                        self._start(action)
+                case Score(index, sample):
+                    self._begin_scoring(Key(index, sample))
+                case Abort(index):
+                    self._abort(index)
+                case Done():
+                    self._done = action
+        self.room()
+        self._end_if_complete()
+
+    def _start(self, start: Start) -> None:
         """Give a sample to an engine, or let it wait for one that comes back."""
-        if not self._placement.slots:
-            self._unplaced.append(start)
+        if not self._bank.free and (request_id := self.background.yield_slot()):
+            self._bank.abort([request_id])
+        if not self._bank.free:
+            self._waiting.append(start)
             return
         key = Key(start.prompt_index, start.sample)
-        engine = self._placement.take(start.tokens)
-        worker = self.workers[engine]
-        self._running[key] = Running(engine, start.tokens)
-        self._recorder.begin("generate", *key, worker.name, self._now())
         prompt = self._groups[key.prompt].prompt
-        worker.submit(self.request(prompt, key.sample, self._id(key)))
+        request = self.request(prompt, key.sample, self._id(key))
+        engine = self._bank.submit(request, key.prompt, start.tokens)
+        self._generating.add(key)
+        self._recorder.begin("generate", *key, engine, self._now())
 
-    async def _revive(self, number: int, error: Exception) -> bool:
-        """An engine raised: its samples go to the others, or to the same one once it is back."""
-        worker, restart = self.workers[number], self.restarts[number]
-        again = restart is not None and self._restarted[number] < self.patience.restarts
-        self._alive[number] = again
-        if not any(self._alive):
-            problem = UserError(f"rollout: {worker.name} died, and none is left: {error}")
-            problem.__cause__ = error
-            self._fail(problem)
-            return False
-        self._placement.down(number)
-        worker.forget()
-        lost = [key for key, running in self._running.items() if running.engine == number]
-        for key in lost:
-            self._take_from_engine(key, lost=True)
-            self._handle(Lost(*key))
-        if restart is None or not again:
-            return False
-        self._restarted[number] += 1
-        try:
-            worker.engine = await asyncio.to_thread(restart)
-        except Exception as failure:
-            return await self._revive(number, failure)
-        self._placement.up(number)
-        while self._unplaced and self._placement.slots:
-            self._place(self._unplaced.popleft())
-        return True
+    def _abort(self, index: int) -> None:
+        self._aborted.add(index)
+        self._recorder.abort(index, self._now())
+        keys = [key for key in self._generating if key.prompt == index]
+        self._generating.difference_update(keys)
+        self._bank.abort([self._id(key) for key in keys])
 
     def _id(self, key: Key) -> str:
         return f"{self.name}/{key.prompt}/{key.sample}"
 
+    def _key(self, request_id: str) -> Key:
+        _, prompt, sample = request_id.split("/")
+        return Key(int(prompt), int(sample))
+
     # Rewards.
 
     def _begin_scoring(self, key: Key) -> None:
-        self._scoring[key] = asyncio.create_task(self._score(key))
+        task = self._scoring[key] = asyncio.create_task(self._score(key))
         if self.lag is None:
-            self._scoring[key].add_done_callback(lambda task: self._arrived(key, task))
+            task.add_done_callback(lambda task: self._arrived(key, task))
         else:
             self._due.append((self._clock + self.lag, key))
 
@@ -240,12 +237,17 @@ class RunningStep:
         assert completion is not None
         if completion.finish_reason == "failed":  # no answer of the model, so not a wrong one
             return failed(f"the engine gave it up: {completion.error}")
-        lane = next(n for n in range(len(self._lanes) + 1) if n not in self._lanes)
-        self._lanes.add(lane)
-        self._recorder.begin("reward", *key, f"{REWARD} {lane}", self._now())
+        text = self.decode(completion.token_ids.tolist())
+        lane = -1
+
+        def began() -> None:
+            nonlocal lane
+            lane = next(n for n in range(len(self._lanes) + 1) if n not in self._lanes)
+            self._lanes.add(lane)
+            self._recorder.begin("reward", *key, f"{REWARD} {lane}", self._now())
+
         try:
-            text = self.decode(completion.token_ids.tolist())
-            return await self._line.score(group.prompt.problem, text)
+            return await self._line.score(group.prompt.problem, text, began)
         finally:
             self._lanes.discard(lane)
             self._recorder.end("reward", *key, self._now())
@@ -255,7 +257,7 @@ class RunningStep:
         if task.cancelled() or self._over.done():
             return
         if error := task.exception():
-            self._fail(error)
+            self.failed(error if isinstance(error, Exception) else RuntimeError(repr(error)))
             return
         self._use(key, task.result())
 
@@ -274,9 +276,6 @@ class RunningStep:
             self._waited += time.monotonic() - began
             self._use(key, verdict)
 
-    def _steps_until_due(self) -> int:
-        return max(1, self._due[0][0] - self._clock) if self._due else MOST_STEPS
-
     def _use(self, key: Key, verdict: Verdict) -> None:
         del self._scoring[key]
         self._watchdog.heard()
@@ -287,73 +286,38 @@ class RunningStep:
         completion = group.completions[key.sample]
         if self.on_sample is not None and completion is not None:
             self.on_sample(group.prompt, key.sample, completion, verdict)
-        self._handle(Scored(key.prompt, key.sample, verdict.score))
-        self._end_if_interrupted()
+        self._handle(Scored(*key, verdict.score))
 
-    # The scheduler.
-
-    def _handle(self, event: Event) -> None:
-        try:
-            self._carry_out(self._scheduler.handle(event))
-        except Exception as error:  # into `run`, whatever task we are in
-            self._fail(error)
-
-    def _carry_out(self, actions: Sequence[Action]) -> None:
-        for action in actions:
-            match action:
-                case Launch():
-                    self._recorder.launch(self._now())
-                case Start():
-                    if not self._stopping:
-                        self._place(action)
-                case Score(index, sample):
-                    self._begin_scoring(Key(index, sample))
-                case Abort(index):
-                    self._abort(index)
-                case Done():
-                    if not self._over.done():
-                        self._over.set_result(action)
-
-    def _abort(self, index: int) -> None:
-        self._aborted.add(index)
-        self._recorder.abort(index, self._now())
-        for key in [key for key in self._running if key.prompt == index]:
-            self.workers[self._running[key].engine].abort([self._id(key)])
-            self._take_from_engine(key)
+    # The end.
 
     def _stop_generating(self) -> None:
         """An interrupt: what is not generated by now will not be."""
         self._stopping = True
-        for key in list(self._running):
-            self.workers[self._running[key].engine].abort([self._id(key)])
-            self._take_from_engine(key)
-        self._unplaced.clear()
-        self._end_if_interrupted()
+        self._waiting.clear()
+        self._bank.abort([self._id(key) for key in self._generating])
+        self._bank.abort(self.background.stop())
+        self._generating.clear()
+        self._end_if_complete()
 
-    def _end_if_interrupted(self) -> None:
-        if self._stopping and not self._scoring and not self._over.done():
+    def _end_if_complete(self) -> None:
+        if self._over.done():
+            return
+        if self._stopping and not self._scoring:
             self._over.set_result(None)
-
-    # What goes wrong.
-
-    def _fail(self, error: BaseException) -> None:
-        if not self._over.done():
-            self._over.set_exception(error)
+        elif self._done is not None and self.background.complete:
+            self._over.set_result(self._done)
 
     def _stuck(self) -> None:
         """Nothing happened for too long."""
         dump_stacks()
-        oldest = self._recorder.oldest()
         what = "nothing was running"
-        if oldest is not None:
-            kind, key, lane, since = oldest
-            problem = self._groups[key[0]].prompt.problem
+        if (oldest := self._recorder.oldest()) is not None:
+            kind, (prompt, sample), lane, since = oldest
+            problem = self._groups[prompt].prompt.problem.get("id")
             verb = "generates" if kind == "generate" else "computes the reward of"
-            what = (
-                f"{lane} {verb} sample {key[1]} of prompt {key[0]} (problem "
-                f"{problem.get('id')!r}) since {self._now() - since:.0f} s"
-            )
-        self._fail(
+            what = f"{lane} {verb} sample {sample} of prompt {prompt} (problem {problem!r}) since "
+            what += f"{self._now() - since:.0f} s"
+        self.failed(
             UserError(
                 f"rollout: nothing happened for {self.patience.silence:g} s; oldest: {what} "
                 "(the stacks of all threads are above)"

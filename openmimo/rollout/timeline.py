@@ -72,7 +72,7 @@ class Recorder:
 
     def __init__(self, name: str, lanes: Iterable[str]) -> None:
         self._name, self._lanes = name, tuple(lanes)
-        self._open: dict[tuple[Kind, int, int], tuple[str, float]] = {}
+        self._open: dict[int, dict[tuple[Kind, int], tuple[str, float]]] = {}  # by prompt
         self._closed: list[tuple[Kind, int, int, str, float, float, bool, int]] = []
         self._last_launch = 0.0
 
@@ -82,33 +82,38 @@ class Recorder:
 
     def begin(self, kind: Kind, prompt: int, sample: int, lane: str, now: float) -> None:
         """`lane` begins to generate or to score a sample."""
-        self._open[kind, prompt, sample] = (lane, now)
+        self._open.setdefault(prompt, {})[kind, sample] = (lane, now)
 
     def end(
         self, kind: Kind, prompt: int, sample: int, now: float, tokens: int = 0, lost: bool = False
     ) -> None:
         """It is done, or lost; nothing happens if it has been ended already."""
-        begun = self._open.pop((kind, prompt, sample), None)
+        begun = self._open.get(prompt, {}).pop((kind, sample), None)
         if begun is not None:
             lane, start = begun
             self._closed.append((kind, prompt, sample, lane, start, now, lost, tokens))
 
     def abort(self, prompt: int, now: float) -> None:
         """All that runs of a prompt is stopped."""
-        for kind, index, sample in [key for key in self._open if key[1] == prompt]:
-            self.end(kind, index, sample, now)
+        for kind, sample in list(self._open.get(prompt, ())):
+            self.end(kind, prompt, sample, now)
 
     def oldest(self) -> tuple[Kind, tuple[int, int], str, float] | None:
         """What has been running longest: its kind, prompt and sample, lane and start."""
-        if not self._open:
+        running = [
+            (start, kind, (prompt, sample), lane)
+            for prompt, spans in self._open.items()
+            for (kind, sample), (lane, start) in spans.items()
+        ]
+        if not running:
             return None
-        (kind, prompt, sample), (lane, start) = min(self._open.items(), key=lambda item: item[1][1])
-        return kind, (prompt, sample), lane, start
+        start, kind, key, lane = min(running)
+        return kind, key, lane, start
 
     def finish(self, done: Done, aborted: Iterable[int], now: float) -> StepTimeline:
         """The step is over; `aborted` are the prompts that were stopped."""
-        for kind, prompt, sample in list(self._open):
-            self.end(kind, prompt, sample, now)
+        for prompt in list(self._open):
+            self.abort(prompt, now)
         stopped, selected = set(aborted), set(done.selected)
 
         def outcome(prompt: int, lost: bool) -> Outcome:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from openmimo.errors import UserError
 from openmimo.inference.protocol import Completion, Request, RequestId
 from openmimo.rewards.verdict import Verdict, right, wrong
+from openmimo.rollout.background import Background
 from openmimo.rollout.driver import EngineSeat, Patience, RolloutDriver
 from openmimo.rollout.policies import Ours, Policy
 from openmimo.rollout.records import Prompt, Rollout
@@ -253,6 +255,51 @@ def test_an_interrupt_scores_what_is_generated_and_nothing_more(
         whole: list[Any] = []
         assert answer_all(driver, coming, lambda *sample: whole.append(sample)) is not None
         assert len(whole) == 120
+
+
+@pytest.mark.parametrize("life", [None, 4])
+@pytest.mark.parametrize("slots", [6, 24, 300])
+def test_background_fills_free_slots_and_changes_nothing(
+    expected: list[Any], slots: int, life: int | None
+) -> None:
+    """Also with few slots, where it has to give way, and with an engine that dies."""
+    engines, coming, heard = [Counting(life), Counting()], prompts(), []
+    fillers = [prompt for prompt, _ in zip(prompts(), range(40), strict=False)]
+    background = Background(fillers, request, decode, lambda *sample: heard.append(sample))
+    seats = [EngineSeat(engine, slots // 2) for engine in engines]
+    settings = replace(SETTINGS, max_running_samples=slots)
+    with RolloutDriver(seats, Rewards(), decode, request, patience=SHORT) as driver:
+        rollout = driver.collect(settings, lambda: next(coming), background=background)
+    assert rollout is not None
+    assert content(rollout) == expected
+    assert background.complete
+    verdicts = {(p.problem["id"], sample): (c, v) for p, sample, c, v in heard}
+    assert len(heard) == len(verdicts) == 160
+    for group in rollout.groups[:40]:
+        for sample, mine in enumerate(group.completions):
+            completion, verdict = verdicts[group.prompt.problem["id"], sample]
+            assert verdict.score == group.scores[sample]
+            assert mine is not None
+            assert completion.token_ids.tolist() == mine.token_ids.tolist()
+    assert not engines[1].requests
+
+
+def test_background_gives_way_to_the_step() -> None:
+    """One slot: the step's samples all start before any of the background's but the first."""
+    engine = Counting()
+    settings = replace(SETTINGS, prompts_per_step=2, max_running_samples=1)
+    fillers = [prompt for prompt, _ in zip(prompts(), range(5), strict=False)]
+    coming = prompts()
+    with RolloutDriver([EngineSeat(engine, 1)], Rewards(), decode, request) as driver:
+        background = Background(fillers, request, decode)
+        assert driver.collect(settings, lambda: next(coming), background=background)
+    kinds = [
+        "background" if str(each).startswith("background") else "step" for each in engine.started
+    ]
+    assert kinds.count("background") >= 20
+    assert kinds[: kinds.index("background")].count("step") >= 8
+    tail = kinds[len(kinds) - kinds[::-1].index("step") :]
+    assert tail.count("background") >= 16
 
 
 def test_an_error_of_the_caller_comes_out_as_it_is() -> None:

@@ -311,8 +311,10 @@ def launches(actions: list[Action]) -> int:
 
 
 def test_the_report_launches_what_the_valid_rate_predicts() -> None:
-    scheduler = StepScheduler(step(batch=8), Report(), rates(2, mixed=4000, same=6000))
-    assert launches(scheduler.start()) == 20  # 20 prompts x 0.4 = 8
+    scheduler = StepScheduler(step(batch=8), Report(imagined=2))
+    assert launches(scheduler.start()) == 8
+    assert launches(score(scheduler, 0, 0.0, 0.0)) == 5  # 12 undecided x 2/3 = 8
+    assert launches(score(scheduler, 5, 0.0, 0.0)) == 5  # 16 x 2/4
 
 
 def test_confidence_launches_more_and_what_is_known_of_prompts_less() -> None:
@@ -343,8 +345,8 @@ def test_longest_first_and_spare_groups_last() -> None:
         actions = scheduler.handle(Generated(start.prompt_index, start.sample))
         start = next((action for action in actions if isinstance(action, Start)), start)
     # Of those needed, the longest first; what was launched beyond them comes last.
-    assert scheduler.launched == 5
-    assert order == [index for index in (1, 3, 2, 0, 4) for _ in range(8)]
+    assert scheduler.launched == 6
+    assert order == [index for index in (1, 3, 2, 0, 4, 5) for _ in range(8)]
 
 
 def test_early_verdicts_free_demand_before_a_group_is_finished() -> None:
