@@ -91,6 +91,21 @@ def write_records(path: Path, records: Iterable[dict[str, Any]]) -> int:
     return count
 
 
+def cut_torn_line(path: Path) -> None:
+    """Remove what stands behind a file's last line break, as a killed process leaves it."""
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - 65536)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        file.truncate(end)
+
+
 def read_documents(path: Path) -> Iterator[Document]:
     """Yield the documents of a JSON Lines file in order.
 

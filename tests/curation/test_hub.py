@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from openmimo.curation.sources import open_source, read_sources
 from openmimo.errors import UserError
 
-from .conftest import math, write_jsonl
+from .conftest import math, split, write_jsonl
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 REPO = "datasets/tiny/sums"
@@ -93,7 +93,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def test_a_set_by_name_and_pattern(hub: Any) -> None:
     source = open_source("hf://datasets/tiny/sums/main/train-*.jsonl")
-    kept, dropped = read_sources([source], {})
+    kept, dropped = split(read_sources([source], {}))
     assert [problem["answer"] for problem in kept] == ["1", "2"]
     assert [problem["origin"] for problem in kept] == ["train-0.jsonl:1", "train-1.jsonl:1"]
     assert kept[0]["source"] == "hf://datasets/tiny/sums/main/train-*.jsonl"
@@ -104,7 +104,7 @@ def test_a_set_by_name_and_pattern(hub: Any) -> None:
 
 def test_a_format_and_a_revision(hub: Any) -> None:
     source = open_source(f"problems:hf://datasets/tiny/sums@{SHA}/main/test-0.jsonl")
-    assert read_sources([source], {})[0][0]["answer"] == "6"
+    assert split(read_sources([source], {}))[0][0]["answer"] == "6"
 
 
 @pytest.mark.parametrize(
