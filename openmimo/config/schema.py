@@ -322,6 +322,12 @@ class RLConfig(Config):
     """Most prompts tried in one step; a step that ends short of prompts is counted."""
     max_short_steps: int = Field(default=10, gt=0)
     """Short steps in a row after which the data is declared too easy or too hard."""
+    problems: str | None = None
+    """Problems instead of the data stage's: a Parquet or JSON Lines file as `mimo curate` writes
+    it, here or on the hub (hf://datasets/OWNER/NAME/FILE)."""
+    max_prompt_tokens: int | None = Field(default=None, gt=0)
+    """Problems with longer prompts are left out. Without it, a prompt that leaves no room for an
+    answer in the model's context is an error."""
     domains: tuple[Literal["math", "code"], ...] = Field(default=("math", "code"), min_length=1)
     """Problems trained on."""
     tiers: tuple[Literal["train", "hard"], ...] = Field(default=("train",), min_length=1)
