@@ -170,8 +170,8 @@ class _Rollouts:
                     self._receive(completion, pool)
             for key, verdict in self._verdicts(pool):
                 self._keep(self._judging.pop(key), verdict)
-            if self._done > before:
-                progress.step(self._done, pass_rate=self._right / max(1, self._judged))
+            for number in range(before + 1, self._done + 1):
+                progress.step(number, pass_rate=self._right / max(1, self._judged))
 
     def _request(self, task: _Task) -> Request:
         return Request(

@@ -94,16 +94,15 @@ def write_records(path: Path, records: Iterable[dict[str, Any]]) -> int:
 def cut_torn_line(path: Path) -> None:
     """Remove what stands behind a file's last line break, as a killed process leaves it."""
     with path.open("r+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end:
+        size = end = file.seek(0, os.SEEK_END)
+        newline = -1
+        while end and newline < 0:
             start = max(0, end - 65536)
             file.seek(start)
             newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                end = start + newline + 1
-                break
-            end = start
-        file.truncate(end)
+            end = start + newline + 1 if newline >= 0 else start
+        if end < size:
+            file.truncate(end)
 
 
 def read_documents(path: Path) -> Iterator[Document]:
