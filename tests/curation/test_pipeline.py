@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ import pyarrow.parquet
 import pytest
 
 from openmimo.cli import main
-from openmimo.curation.filters import Filter, load_filter
-from openmimo.curation.journal import Journal
 from openmimo.curation.pipeline import curate
 from openmimo.curation.sources import open_source
 from openmimo.errors import UserError
@@ -150,41 +147,6 @@ def test_a_filter_of_the_users_own(
     assert "gave 0 answers to" in capsys.readouterr().err
     assert main([*command, "own_filter:none"]) == 2
     assert main([*command, "nowhere"]) == 2
-
-
-def test_a_filter_is_asked_once_about_each_question(tmp_path: Path) -> None:
-    """Also after it died half way, and among other questions; a changed one is asked again."""
-    asked: list[str] = []
-    dies_at = "c"
-
-    def judgement(questions: Sequence[str]) -> list[str | None]:
-        if dies_at in questions:
-            raise UserError("out of memory")
-        asked.extend(questions)
-        return ["bad" if question == "a" else None for question in questions]
-
-    def ask(questions: list[str], version: str = "1") -> Sequence[str | None]:
-        with Journal(tmp_path / "journal", "reason") as journal:
-            return Filter("m:f", version, judgement).remembering(journal)(questions)
-
-    assert ask(["a", "b"]) == ["bad", None]
-    with pytest.raises(UserError):
-        ask(["b", "c"])
-    dies_at = ""
-    assert ask(["c", "b", "a"]) == [None, None, "bad"]
-    assert asked == ["a", "b", "c"]
-    assert ask(["a"], version="2") == ["bad"]
-    assert asked == ["a", "b", "c", "a"]
-
-
-def test_a_changed_filter_is_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    versions = []
-    for text in ("", "# better\n"):
-        (tmp_path / "changing.py").write_text(f"{text}def f(questions):\n    return questions\n")
-        monkeypatch.delitem(sys.modules, "changing", raising=False)
-        versions.append(load_filter("changing:f").version)
-    assert versions[0] != versions[1]
 
 
 def test_what_was_not_judged_is_counted_and_tried_again(
