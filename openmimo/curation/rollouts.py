@@ -107,6 +107,7 @@ class _Rollouts:
         self._decoding: dict[str, _Task] = {}
         self._judging: dict[str, _Answer] = {}
         self._done = self._judged = self._right = 0
+        self._patience = REWARD_DEADLINE  # longer than the longest program may run
 
     def sample(self) -> None:
         """Sample and judge what is missing. Once an interrupt is requested nothing more is decoded,
@@ -191,16 +192,19 @@ class _Rollouts:
             self._keep(answer, None)
         else:
             self._judging[task.key] = answer
+            tests = len(task.problem.get("tests") or ())
+            longest = test_limits(self._sampling.test_seconds).wall_seconds * tests
+            self._patience = max(self._patience, REWARD_DEADLINE + longest)
             pool.submit(task.key, task.problem, answer.text)
 
     def _verdicts(self, pool: RewardPool) -> list[tuple[str, Verdict]]:
         """Those known by now; at least one if there is nothing else to do."""
         if self._decoding or not pool.in_flight:
             return pool.poll()
-        results = pool.wait(REWARD_DEADLINE)
+        results = pool.wait(self._patience)
         if not results:
             raise UserError(
-                f"the verifiers gave no verdict for {REWARD_DEADLINE:.0f} s; repeat the command, "
+                f"the verifiers gave no verdict for {self._patience:.0f} s; repeat the command, "
                 "it goes on from here"
             )
         return results
