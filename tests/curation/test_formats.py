@@ -7,6 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from openmimo.curation import parquet
 from openmimo.curation.formats import NotAProblem, to_problem
 from openmimo.curation.sources import open_source, read_items, read_sources
 from openmimo.data.rows import read_rows
@@ -128,3 +129,18 @@ def test_items_have_the_questions_assertions_too(tmp_path):
     items = read_items([open_source(str(tmp_path / "a.json"))])
     assert list(items.values()) == ['Add.\n  assert f(1) == 2\n"""', "assert f(1) == 2"]
     assert all("a.json:1" in name for name in items)
+
+
+@pytest.mark.parametrize(("limit", "value", "groups"), [("ROWS", 3, 4), ("CHARACTERS", 50, 5)])
+def test_parquet_is_written_by_row_groups(limit, value, groups, monkeypatch, tmp_path):
+    """Of so many rows, or of so much text in their tests: here 41 characters a row."""
+    monkeypatch.setattr(parquet, limit, value)
+    tests = [{"stdin": "12345", "stdout": "6"}]
+    rows = [{"id": f"{n}", "prompt": "?", "tests": tests, "levels": [[0]]} for n in range(10)]
+    parquet.write_parquet(tmp_path / "a.parquet", iter(rows))
+    with pyarrow.parquet.ParquetFile(tmp_path / "a.parquet") as file:
+        assert file.num_row_groups == groups
+        assert [row["id"] for row in file.read().to_pylist()] == [row["id"] for row in rows]
+    assert [json.loads(row["tests"]) for _, row in read_rows(tmp_path / "a.parquet")] == [
+        tests
+    ] * 10
