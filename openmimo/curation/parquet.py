@@ -24,8 +24,8 @@ NUMBERS = {
 
 ROWS = 4096
 """Of a row group, or fewer: see CHARACTERS."""
-CHARACTERS = 2**25
-"""Of a row group's tests, about; they and not the number of rows are what fills memory."""
+CHARACTERS = 2**24
+"""Of a row group's questions and tests; they and not the number of rows are what fills memory."""
 
 
 def write_parquet(path: Path, problems: Iterable[Problem]) -> None:
@@ -53,7 +53,7 @@ def _groups(problems: Iterable[Problem]) -> Iterator[list[dict[str, Any]]]:
     for problem in problems:
         texts = {name: json.dumps(problem[name]) for name in JSON if problem.get(name) is not None}
         group.append(problem | dict.fromkeys(JSON) | texts)
-        characters += sum(map(len, texts.values()))
+        characters += len(problem["prompt"]) + sum(map(len, texts.values()))
         if len(group) == ROWS or characters >= CHARACTERS:
             yield group
             group, characters = [], 0

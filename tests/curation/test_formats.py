@@ -133,7 +133,7 @@ def test_items_have_the_questions_assertions_too(tmp_path):
 
 @pytest.mark.parametrize(("limit", "value", "groups"), [("ROWS", 3, 4), ("CHARACTERS", 50, 5)])
 def test_parquet_is_written_by_row_groups(limit, value, groups, monkeypatch, tmp_path):
-    """Of so many rows, or of so much text in their tests: here 41 characters a row."""
+    """Of so many rows, or of so much text in their tests: here 42 characters a row."""
     monkeypatch.setattr(parquet, limit, value)
     tests = [{"stdin": "12345", "stdout": "6"}]
     rows = [{"id": f"{n}", "prompt": "?", "tests": tests, "levels": [[0]]} for n in range(10)]
