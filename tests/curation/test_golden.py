@@ -128,11 +128,14 @@ def test_a_torn_line_costs_one_solution(journal, monkeypatch):
 
 
 def test_verdicts_are_written_while_others_are_out(journal):
-    """Not at the end: a kill then loses those of a window at most."""
+    """Not at the end: a kill then loses those of a window at most, and no more are in memory."""
     rows = numbered(*map(golden, range(WINDOW + 3)))
+    read = []
     with Journal(journal, "reason", "detail") as answers:
-        sifted = check_references(rows, 2.0, answers, Interrupt())
+        stream = (read.append(row) or row for row in rows)
+        sifted = check_references(stream, 2.0, answers, Interrupt())
         assert next(sifted) == rows[0]
+        assert len(read) == WINDOW + 1
         assert len(list(read_records(journal, "key"))) == 1
         sifted.close()
 
