@@ -52,7 +52,7 @@ def _groups(problems: Iterable[Problem]) -> Iterator[list[dict[str, Any]]]:
     characters = 0
     for problem in problems:
         texts = {name: json.dumps(problem[name]) for name in JSON if problem.get(name) is not None}
-        group.append(problem | dict.fromkeys(JSON) | texts)
+        group.append(problem | texts)
         characters += len(problem["prompt"]) + sum(map(len, texts.values()))
         if len(group) == ROWS or characters >= CHARACTERS:
             yield group
