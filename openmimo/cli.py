@@ -72,7 +72,14 @@ STAGES = {
     "difficulty": StageVerb(
         "measure how hard each test of the RL problems is",
         "openmimo.rl.difficulty",
-        ("rl.levels", "rl.level_clustering", "rl.level_samples", "rl.max_new_tokens"),
+        (
+            "rl.problems",
+            "rl.max_prompt_tokens",
+            "rl.levels",
+            "rl.level_clustering",
+            "rl.level_samples",
+            "rl.max_new_tokens",
+        ),
         after=("mtp-heads", "sft"),
     ),
     "rl-zero": StageVerb(

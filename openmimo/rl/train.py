@@ -27,6 +27,7 @@ from openmimo.progress import Progress
 from openmimo.rewards.grading import Grading
 from openmimo.rewards.pool import JUDGE_LIMITS, RewardPool
 from openmimo.rl.metrics import draft_metrics, step_metrics
+from openmimo.rl.problems import check_unchanged
 from openmimo.rl.stream import Draw, PromptStream
 from openmimo.rl.update import grpo_update
 from openmimo.rl.visits import Visits
@@ -55,9 +56,12 @@ HISTORY = 4
 def run(recipe: Recipe, run: Run, variant: Variant) -> None:
     """Stage `rl` or `rl_zero`: from `stages/<start>/model` to `stages/<variant>/model`."""
     upstream = [run.require("difficulty"), run.require(START[variant])]
-    stage = run.stage(variant, config_hash(recipe.rl, str(recipe.seed), *upstream))
+    # The content of rl.problems is in the difficulty stage's hash; where it lies does not matter.
+    settings = recipe.rl.model_dump(mode="json", exclude={"problems"})
+    stage = run.stage(variant, config_hash(settings, str(recipe.seed), *upstream))
     if stage.is_done():
         return
+    check_unchanged(recipe.rl.problems, run.done("difficulty"))
     problems = load_problems(run.dir / "stages" / "difficulty" / "problems.jsonl", recipe.rl)
     model = load_model(run.dir / "stages" / START[variant] / "model", dtype=torch.float32)
     tokenizer = Tokenizer.load(run.dir / "stages" / "data" / "tokenizer")
