@@ -18,23 +18,25 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from openmimo.serving.calls import Call, Limits, chat_call, completion_call
-from openmimo.serving.errors import ApiError, as_api_error
+from openmimo.serving.errors import as_api_error
+from openmimo.serving.events import send_events
 from openmimo.serving.fields import ChatFields, CompletionFields, parse
-from openmimo.serving.http import (
-    Bodies,
-    DisconnectedError,
-    KeyGuard,
-    encode,
-    error_response,
-    send_events,
-    send_json,
-    while_connected,
-)
 from openmimo.serving.metrics import Clock, Metrics
 from openmimo.serving.replies import ChatReply, CompletionReply, Reply, joined
 from openmimo.serving.samples import Sample, deltas, new_samples
 from openmimo.serving.service import EngineService, Flight
 from openmimo.tokenizer import Tokenizer
+from openmimo.web.errors import ApiError
+from openmimo.web.http import (
+    Bodies,
+    DisconnectedError,
+    KeyGuard,
+    encode,
+    error_response,
+    http_fault,
+    send_json,
+    while_connected,
+)
 
 PAGE = {
     "index.html": "text/html; charset=utf-8",
@@ -114,7 +116,7 @@ def make_app(parts: Parts, api_key: str | None) -> ASGIApp:
         *_page(),
     ]
     starlette = Starlette(
-        routes=routes, exception_handlers={HTTPException: _http_fault, Exception: _bug}
+        routes=routes, exception_handlers={HTTPException: http_fault, Exception: _bug}
     )
     starlette.router.redirect_slashes = (
         False  # it redirects to http, whatever the proxy before it has
@@ -230,17 +232,6 @@ def _page() -> list[Route]:
 
 def _json(content: dict[str, Any], status: int = 200) -> Response:
     return Response(encode(content), status, media_type="application/json")
-
-
-async def _http_fault(request: Request, error: Exception) -> Response:
-    """Unknown paths and wrong methods."""
-    assert isinstance(error, HTTPException)
-    messages = {
-        404: f"there is no {request.url.path} here",
-        405: f"{request.url.path} does not take {request.method}",
-    }
-    message = messages.get(error.status_code, error.detail)
-    return error_response(ApiError(error.status_code, message, headers=error.headers))
 
 
 async def _bug(request: Request, error: Exception) -> Response:
