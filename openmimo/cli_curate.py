@@ -43,6 +43,8 @@ def add_curate_verb(verbs: Any) -> None:
     add("--rollouts", type=positive, default=16, help="answers of each model (default: 16)")
     add("--max-tokens", type=positive, default=4096, help="of an answer (default: 4096)")
     add("--temperature", type=positive_number, default=1.0, help="(default: 1.0)")
+    text = "of `mimo judge-serve`, separated by commas (default: programs are judged here)"
+    add("--judge", metavar="URL", default="local", help=text)
     add("--seed", type=int, default=0, help="of the rollouts (default: 0)")
     verb.set_defaults(handler=curate)
 
@@ -67,6 +69,7 @@ def curate(options: argparse.Namespace) -> None:
         judgement=options.filter,
         strong=options.strong,
         own=options.model,
+        judge=options.judge,
     )
     sources = [open_source(text) for text in options.sources]
     against = [open_source(text) for text in options.against]

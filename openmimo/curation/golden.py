@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -9,7 +10,8 @@ from collections.abc import Sequence
 from openmimo.curation.formats import Problem
 from openmimo.curation.gates import Drop, Sifted
 from openmimo.errors import UserError
-from openmimo.judge import Judge, Limits, SolutionVerdict, Status
+from openmimo.judge import Limits, SolutionVerdict, Status
+from openmimo.judge.connect import LOCAL, open_judge
 from openmimo.judge.records import parse_test
 from openmimo.rewards.grading import check_levels
 from openmimo.rewards.math import MAX_ANSWER_CHARS, extract_answer
@@ -32,7 +34,9 @@ def test_limits(seconds: float) -> Limits:
     return Limits(cpu_seconds=seconds, wall_seconds=10 * seconds, memory_mb=1024, max_timeouts=1)
 
 
-def check_references(problems: Sequence[Problem], seconds: float, interrupt: Interrupt) -> Sifted:
+def check_references(
+    problems: Sequence[Problem], seconds: float, interrupt: Interrupt, judge_at: str = LOCAL
+) -> Sifted:
     """Drop problems whose reference is of no use to the verifier.
 
     Mathematics: the answer stands in a box, and is no sentence. (That Math-Verify finds it equal to
@@ -41,8 +45,9 @@ def check_references(problems: Sequence[Problem], seconds: float, interrupt: Int
     rollouts.
 
     seconds: CPU time of one test.
+    judge_at: where programs are judged, see `open_judge`.
 
-    Raises UserError where the judge cannot set its sandbox up.
+    Raises UserError where the judge cannot set its sandbox up, or does not answer.
     """
     drops: dict[int, Drop] = {}
     code = {}
@@ -52,7 +57,7 @@ def check_references(problems: Sequence[Problem], seconds: float, interrupt: Int
         elif reason := _check_answer(problem["answer"]):
             drops[index] = Drop(problem, *reason)
     if code:
-        drops |= _check_programs(code, seconds, interrupt)
+        drops |= _check_programs(code, seconds, interrupt, judge_at)
     kept = [problem for index, problem in enumerate(problems) if index not in drops]
     return kept, [drops[index] for index in sorted(drops)]
 
@@ -70,11 +75,11 @@ def _check_answer(answer: str) -> tuple[str, str] | None:
 
 
 def _check_programs(
-    problems: dict[int, Problem], seconds: float, interrupt: Interrupt
+    problems: dict[int, Problem], seconds: float, interrupt: Interrupt, judge_at: str
 ) -> dict[int, Drop]:
     drops = {}
-    # Without a cache, else the second run would be the first one's verdict.
-    with Judge(os.cpu_count() or 1, test_limits(seconds), cache_size=0) as judge:
+    workers = os.cpu_count() or 1
+    with contextlib.closing(open_judge(judge_at, workers, test_limits(seconds))) as judge:
         running = {}
         for index, problem in problems.items():
             try:
@@ -82,8 +87,9 @@ def _check_programs(
                 if problem.get("levels"):
                     check_levels(problem["levels"], len(tests))
                 if problem.get("golden"):
-                    golden = problem["golden"]
-                    running[index] = [judge.submit(golden, tests) for _ in range(RUNS)]
+                    # Each with another comment, else the second run would be a remembered one.
+                    runs = [f"{problem['golden']}\n# run {number}" for number in range(RUNS)]
+                    running[index] = [judge.submit(program, tests) for program in runs]
             except UserError as error:
                 drops[index] = Drop(problem, "unusable tests", str(error))
         for index, futures in running.items():

@@ -24,6 +24,7 @@ from openmimo.curation.rows import digest, import_parquet
 from openmimo.curation.sources import Source, read_items, read_sources
 from openmimo.data.documents import read_records, write_records
 from openmimo.errors import UserError
+from openmimo.judge.connect import LOCAL
 from openmimo.runs import Run
 
 GATES = ("read", "dedup", "decontaminate", "kinds", "references", "keep")
@@ -39,6 +40,7 @@ class Settings:
     ngram: words that a problem and an evaluation item must share.
     judgement: MODULE:FUNCTION, see `gates.Judgement`; None: the rules alone.
     strong, own: folders of the models that solve the problems; None: no rollouts.
+    judge: where programs are judged, see `open_judge`; changes no result.
     """
 
     similarity: float
@@ -48,6 +50,7 @@ class Settings:
     judgement: str | None = None
     strong: Path | None = None
     own: Path | None = None
+    judge: str = LOCAL
 
 
 def curate(sources: list[Source], against: list[Source], settings: Settings, folder: Path) -> Path:
@@ -61,7 +64,7 @@ def curate(sources: list[Source], against: list[Source], settings: Settings, fol
     judgement = load_judgement(settings.judgement)
     sampling = settings.sampling
     with Run(folder) as run:
-        chain = _Chain(run)
+        chain = _Chain(run, settings.judge)
         read_key = {"sources": [each.key for each in sources], "fields": dict(settings.fields)}
         problems = chain.gate("read", read_key, lambda _: read_sources(sources, settings.fields))
         problems = chain.gate(
@@ -83,7 +86,9 @@ def curate(sources: list[Source], against: list[Source], settings: Settings, fol
         problems = chain.gate(
             "references",
             {"seconds": sampling.test_seconds},
-            lambda problems: check_references(problems, sampling.test_seconds, run.interrupt),
+            lambda problems: check_references(
+                problems, sampling.test_seconds, run.interrupt, settings.judge
+            ),
         )
         strong = chain.rollouts("strong", settings.strong, problems, sampling)
         own = chain.rollouts("own", settings.own, problems, sampling)
@@ -97,8 +102,8 @@ class _Chain:
     """Gates one after the other. What a gate was made of is its settings and the content of what
     it read, so that a gate which comes to the same again redoes nothing after it."""
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, run: Run, judge: str) -> None:
+        self._run, self._judge = run, judge
         self._problems: list[Problem] = []
         self._kept = ""  # hash of the last gate's problems
         self._measured: list[str] = []  # the models' names, and hashes of their outcomes
@@ -140,7 +145,9 @@ class _Chain:
 
             samples = stage.dir / "samples.jsonl"
             interrupt = self._run.interrupt
-            found = roll_out(f"rollouts {name}", folder, problems, sampling, samples, interrupt)
+            found = roll_out(
+                f"rollouts {name}", folder, problems, sampling, samples, interrupt, self._judge
+            )
             write_records(file, ({"id": each} | asdict(found[each]) for each in found))
             stage.finish(answers=sum(each.answers for each in found.values()))
         self._measured.append(f"{name} {digest(file)}")

@@ -16,6 +16,7 @@ from openmimo.curation.keep import Outcomes, Sampling
 from openmimo.evals.exam import Exam
 from openmimo.evals.samples import Sample, SampleFile
 from openmimo.evals.sampling import sample_missing
+from openmimo.judge.connect import LOCAL
 from openmimo.model.checkpoint import load_model
 from openmimo.rewards.grading import ALL_TESTS
 from openmimo.rewards.pool import RewardPool
@@ -38,11 +39,13 @@ def roll_out(
     sampling: Sampling,
     file: Path,
     interrupt: Interrupt,
+    judge_at: str = LOCAL,
 ) -> dict[str, Outcomes]:
     """Let the model in a folder answer all problems; outcomes by id.
 
     Every answer is appended to `file` as soon as it is judged, so that a killed process goes on
-    where it was. A prompt that leaves the model no room for an answer gets no rollout.
+    where it was. A prompt that leaves the model no room for an answer gets no rollout. `judge_at`:
+    where programs are judged, see `open_judge`.
 
     Raises:
         UserError: no such model, or the judge cannot run here.
@@ -61,7 +64,9 @@ def roll_out(
     exam = Exam(fitting, tokenizer, settings, sampling.seed)
     workers, limits = os.cpu_count() or 1, test_limits(sampling.test_seconds)
     with (
-        RewardPool(workers, workers, ALL_TESTS, judge=limits, every_test=True) as pool,
+        RewardPool(
+            workers, workers, ALL_TESTS, judge=limits, every_test=True, judge_at=judge_at
+        ) as pool,
         SampleFile(file, exam.sample_keys()) as samples,
     ):
         sample_missing(name, model, exam, samples, pool, interrupt)

@@ -114,7 +114,10 @@ def _solve(
         for n in range(config.level_samples)
     )
     left = len(problems) * config.level_samples
-    with RewardPool(grading=ALL_TESTS, judge=JUDGE_LIMITS, every_test=True) as pool:
+    judge_at = recipe.compute.judge
+    with RewardPool(
+        grading=ALL_TESTS, judge=JUDGE_LIMITS, every_test=True, judge_at=judge_at
+    ) as pool:
         while left:
             run.interrupt.check()
             for done in engine.step():

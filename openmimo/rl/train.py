@@ -19,6 +19,7 @@ from openmimo.data.documents import read_records
 from openmimo.errors import UserError
 from openmimo.inference.engine import Engine
 from openmimo.inference.sampling import sample_seed
+from openmimo.judge.connect import LOCAL
 from openmimo.metrics import MetricsWriter
 from openmimo.model.checkpoint import load_model, save_model
 from openmimo.model.mimo import MiMo
@@ -57,8 +58,8 @@ def run(recipe: Recipe, run: Run, variant: Variant) -> None:
     problems = load_problems(run.dir / "stages" / "difficulty" / "problems.jsonl", recipe.rl)
     model = load_model(run.dir / "stages" / START[variant] / "model", dtype=torch.float32)
     tokenizer = Tokenizer.load(run.dir / "stages" / "data" / "tokenizer")
-    trackers = recipe.compute.trackers
-    if train(run, stage, recipe.rl, recipe.seed, model, tokenizer, problems, trackers):
+    places = (recipe.compute.trackers, recipe.compute.judge)
+    if train(run, stage, recipe.rl, recipe.seed, model, tokenizer, problems, *places):
         stage.finish()
 
 
@@ -83,6 +84,7 @@ def train(
     tokenizer: Tokenizer,
     problems: list[dict[str, Any]],
     trackers: Sequence[str] = (),
+    judge_at: str = LOCAL,
 ) -> bool:
     """Run all steps; the final model goes to `stage.dir/model`.
 
@@ -91,7 +93,7 @@ def train(
 
     Raises:
         UserError: `max_short_steps` steps in a row found too few valid groups, or a tracker is not
-            installed.
+            installed, or the judge does not start.
     """
     for layer in model.mtp_layers:
         layer.requires_grad_(False)  # the recipe freezes MTP in RL
@@ -132,7 +134,7 @@ def train(
     )
     grading = Grading(config.reward, config.level_scores, config.cumulative)
     with (
-        RewardPool(grading=grading, judge=JUDGE_LIMITS) as pool,
+        RewardPool(grading=grading, judge=JUDGE_LIMITS, judge_at=judge_at) as pool,
         MetricsWriter(stage.dir / "metrics.jsonl", resume_step=first) as metrics,
         Trackers(trackers, run.dir, stage.dir, first) as tracked,
         Progress(stage.dir.name, config.steps, start=first) as progress,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib.resources
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -29,8 +29,9 @@ from openmimo.tokenizer import Tokenizer
 from openmimo.web.errors import ApiError
 from openmimo.web.http import (
     Bodies,
-    DisconnectedError,
     KeyGuard,
+    bug,
+    carry_out,
     encode,
     error_response,
     http_fault,
@@ -51,8 +52,6 @@ PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
 }
-
-log = logging.getLogger("openmimo.serving")
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def make_app(parts: Parts, api_key: str | None) -> ASGIApp:
         *_page(),
     ]
     starlette = Starlette(
-        routes=routes, exception_handlers={HTTPException: http_fault, Exception: _bug}
+        routes=routes, exception_handlers={HTTPException: http_fault, Exception: bug}
     )
     starlette.router.redirect_slashes = (
         False  # it redirects to http, whatever the proxy before it has
@@ -158,33 +157,15 @@ class _Answers:
         self._parts, self._metrics, self._begin = parts, metrics, begin
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
         clock = self._metrics.start(scope["path"])
         outcome = "500"
-        started = False
-
-        async def watched_send(message: Any) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
         try:
-            await self._answer(request, receive, watched_send, clock)
-            outcome = "completed"
-        except DisconnectedError:
-            outcome = "disconnected"
-        except Exception as error:
-            fault = as_api_error(error)
-            outcome = str(fault.status) if fault else "500"
-            if fault is None:
-                log.exception("a request failed")
-                fault = ApiError(500, "internal error; the server's log tells more")
-            if not started:
-                await error_response(fault)(scope, receive, send)
+            work = partial(self._answer, receive=receive, clock=clock)
+            outcome = await carry_out(scope, receive, send, work, as_api_error)
         finally:
             clock.end(outcome)
 
-    async def _answer(self, request: Request, receive: Receive, send: Send, clock: Clock) -> None:
+    async def _answer(self, request: Request, send: Send, receive: Receive, clock: Clock) -> None:
         parts = self._parts
         parts.service.check_open(1)  # before the body is read, which may take long
         async with parts.bodies.read(request) as body:
@@ -232,7 +213,3 @@ def _page() -> list[Route]:
 
 def _json(content: dict[str, Any], status: int = 200) -> Response:
     return Response(encode(content), status, media_type="application/json")
-
-
-async def _bug(request: Request, error: Exception) -> Response:
-    return error_response(ApiError(500, "internal error; the server's log tells more"))

@@ -10,7 +10,7 @@ from starlette.types import Send
 
 from openmimo.serving.errors import as_api_error
 from openmimo.web.errors import ApiError
-from openmimo.web.http import DisconnectedError, encode, send_in_time, start_stream
+from openmimo.web.http import BUG, DisconnectedError, encode, send_in_time, start_stream
 
 
 async def send_events(
@@ -32,7 +32,7 @@ async def send_events(
     except DisconnectedError:
         raise
     except Exception as error:
-        fault = as_api_error(error) or ApiError(500, "internal error; the server's log tells more")
+        fault = as_api_error(error) or ApiError(500, BUG)
         await send_in_time(request, send, b"data: " + encode(fault.body()) + b"\n\n")
         failed = error
     else:

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import hmac
 import json
-from collections.abc import AsyncIterator, Coroutine
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
@@ -27,6 +28,10 @@ BODIES = 16
 """Bodies of the largest size for which there is room at once."""
 
 CLOSE = {"Connection": "close"}
+
+BUG = "internal error; the server's log tells more"
+
+log = logging.getLogger("openmimo.web")
 
 Result = TypeVar("Result")
 
@@ -91,6 +96,42 @@ class Bodies:
             message = "there is no room for more bodies of requests now; try again later"
             return ApiError(503, message, code="bodies_full", headers=CLOSE | RETRY_AFTER)
         return None
+
+
+async def carry_out(
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    work: Callable[[Request, Send], Awaitable[None]],
+    explain: Callable[[Exception], ApiError | None],
+) -> str:
+    """Let `work` reply to a request; reply with its fault where it fails before it began to.
+
+    explain: what the client is told about an exception; None if it is a bug, which is logged.
+
+    Returns:
+        the outcome in a word: completed, disconnected, or the HTTP status of the fault.
+    """
+    started = False
+
+    async def watched_send(message: Message) -> None:
+        nonlocal started
+        started = True
+        await send(message)
+
+    try:
+        await work(Request(scope, receive), watched_send)
+    except DisconnectedError:
+        return "disconnected"
+    except Exception as error:
+        fault = explain(error)
+        if fault is None:
+            log.exception("a request failed")
+            fault = ApiError(500, BUG)
+        if not started:
+            await error_response(fault)(scope, receive, send)
+        return str(fault.status)
+    return "completed"
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
@@ -175,6 +216,11 @@ async def http_fault(request: Request, error: Exception) -> Response:
     }
     message = messages.get(error.status_code, error.detail)
     return error_response(ApiError(error.status_code, message, headers=error.headers))
+
+
+async def bug(request: Request, error: Exception) -> Response:
+    """The reply where an endpoint failed: starlette's handler of all else."""
+    return error_response(ApiError(500, BUG))
 
 
 class KeyGuard:
