@@ -21,6 +21,7 @@ from openmimo.judge.worker import Worker
 CLOSED = "the judge was closed"
 
 _ATTEMPTS = 3  # at a solution whose worker is lost on the way: the last loss is a judge_error
+_STARTS = 10  # of a worker's successor that is killed before it is ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +235,7 @@ class Judge:
                 raise
         return self._judge(slot, job, attempts - 1)
 
-    def _replace(self, slot: int) -> None:
+    def _replace(self, slot: int, attempts: int = _STARTS) -> None:
         self._workers[slot].kill()
         worker = Worker(self._compiler, self._unsafe)
         with self._lock:
@@ -244,7 +245,12 @@ class Judge:
         if closed:  # after `close` has interrupted the workers it knew
             worker.kill()
             raise UserError(CLOSED)
-        worker.wait_until_ready()
+        try:
+            worker.wait_until_ready()
+        except NotStartedError:
+            if attempts == 1:
+                raise
+            self._replace(slot, attempts - 1)
 
 
 def _run(worker: Worker, job: _Job) -> SolutionVerdict:

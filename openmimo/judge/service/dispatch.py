@@ -112,11 +112,10 @@ class Dispatcher:
     def _send_what_can_be(self) -> None:
         while self._queue:
             rooms = {host: self._room(host) for host in self._hosts if host.ready}
+            rooms = {host: room for host, room in rooms.items() if room}
             if not rooms:
                 return
             host = max(rooms, key=lambda each: rooms[each] / _capacity(each))
-            if rooms[host] < BATCH_SOLUTIONS // 2:
-                return  # rather a whole batch, soon
             share = math.ceil(len(self._queue) / len(rooms))
             batch = self._take(min(rooms[host], BATCH_SOLUTIONS, share))
             task = asyncio.create_task(self._send(host, batch))
@@ -124,8 +123,12 @@ class Dispatcher:
             task.add_done_callback(self._requeue)
 
     def _room(self, host: Host) -> int:
+        """How many solutions to send to a host: rather a whole batch, soon, than one now."""
         there = sum(len(left) for at, left in self._requests.values() if at is host)
-        return _capacity(host) - there
+        if not host.trusted:
+            return 0 if there else 1
+        room = _capacity(host) - there
+        return room if room >= BATCH_SOLUTIONS // 2 else 0
 
     def _take(self, most: int) -> dict[str, Item]:
         """The next items; one at least, no more than a request should hold."""
@@ -188,9 +191,13 @@ class Dispatcher:
                 item.fail(f"{MOST_LOSSES} judges were lost over it; the last: {message}")
 
     def _requeue(self, request: asyncio.Task[None]) -> None:
-        """A request has ended: what it left goes first."""
+        """A request has ended: what it left waits again, what was lost behind all others."""
         _, left = self._requests.pop(request)
-        self._queue.extendleft(reversed(left.values()))
+        for item in reversed(left.values()):
+            if item.losses:
+                self._queue.append(item)
+            else:
+                self._queue.appendleft(item)
         self._changed.set()
 
     async def _fail_all(self, detail: str) -> None:

@@ -74,6 +74,11 @@ class Host:
         """Whether it is worth a try now."""
         return time.monotonic() >= self._rests_until
 
+    @property
+    def trusted(self) -> bool:
+        """Whether it has given a verdict since it was lost last."""
+        return not self._failures
+
     def rest(self, problem: str, seconds: float | None = None) -> None:
         """Leave it alone for a while: longer with each time (`seconds`: for that long)."""
         self.problem = problem
