@@ -180,8 +180,10 @@ class _Odd(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         type(self).posts += 1
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self._send(self.reply)
+        self._send(self.answer(self.rfile.read(int(self.headers["Content-Length"]))))
+
+    def answer(self, body):
+        return self.reply
 
     def _send(self, content):
         self.send_response(200)
@@ -193,9 +195,20 @@ class _Odd(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class _Fragile(_Odd):
+    """Says ok to everything, and nothing at all to a request with poison in it."""
+
+    def answer(self, body):
+        solutions = json.loads(body)["solutions"]
+        if any(each["program"]["source"] == "poison" for each in solutions):
+            return b""
+        lines = [{"id": each["id"], "tests": [{"status": "ok"}]} for each in solutions]
+        return "\n".join(map(json.dumps, lines)).encode()
+
+
 @contextlib.contextmanager
-def odd_service(reply):
-    handler = type("Odd", (_Odd,), {"reply": reply})
+def odd_service(reply=b"", kind=_Odd):
+    handler = type("Odd", (kind,), {"reply": reply})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -245,6 +258,15 @@ def test_a_solution_that_ends_every_service_is_given_up(monkeypatch):
         assert verdict.judge_failed
         assert "10 judges were lost" in verdict.tests[0].detail
         assert handler.posts == 10
+
+
+def test_what_ends_a_service_does_not_take_others_with_it(monkeypatch):
+    monkeypatch.setattr("openmimo.judge.service.host.LONGEST_REST", 0.02)
+    with odd_service(kind=_Fragile) as (url, _), RemoteJudge([url]) as judge:
+        programs = ["poison" if n in (10, 20, 40) else str(n) for n in range(100)]
+        futures = [judge.submit(program, [StdioTest("", "")]) for program in programs]
+        for program, future in zip(programs, futures, strict=True):
+            assert future.result(60).judge_failed == (program == "poison")
 
 
 @pytest.mark.slow

@@ -35,7 +35,10 @@ UNSAFE = "it judges without a sandbox, which was not asked for"
 
 @dataclass(eq=False)
 class Item:
-    """A solution on its way. `suite` and `fields` as `wire` encodes them."""
+    """A solution on its way. `suite` and `fields` as `wire` encodes them.
+
+    `alone`: to be the only one that a host has, so that its fault, if it has one, is nobody else's.
+    """
 
     id: str
     suite: str
@@ -124,10 +127,11 @@ class Dispatcher:
 
     def _room(self, host: Host) -> int:
         """How many solutions to send to a host: rather a whole batch, soon, than one now."""
-        there = sum(len(left) for at, left in self._requests.values() if at is host)
-        if not host.trusted:
+        requests = [left for at, left in self._requests.values() if at is host]
+        there = [item for left in requests for item in left.values()]
+        if not host.trusted or self._queue[0].alone or any(item.alone for item in there):
             return 0 if there else 1
-        room = _capacity(host) - there
+        room = _capacity(host) - len(there)
         return room if room >= BATCH_SOLUTIONS // 2 else 0
 
     def _take(self, most: int) -> dict[str, Item]:
@@ -140,8 +144,6 @@ class Dispatcher:
             if batch and (size > BATCH_CHARACTERS or item.alone):
                 break
             batch[item.id] = self._queue.popleft()
-            if item.alone:
-                break
         return batch
 
     async def _send(self, host: Host, left: dict[str, Item]) -> None:
@@ -177,15 +179,15 @@ class Dispatcher:
 
     def _refused(self, left: dict[str, Item], message: str) -> None:
         """One bad solution must not spoil the others of its request: try each alone."""
-        for item in list(left.values()):
-            if item.alone or len(left) == 1:
-                del left[item.id]
-                item.fail(message)
+        if len(left) == 1:
+            left.popitem()[1].fail(message)
+        for item in left.values():
             item.alone = True
 
     def _lost(self, left: dict[str, Item], message: str) -> None:
         for item in list(left.values()):
             item.losses += 1
+            item.alone = item.losses > 1
             if item.losses >= MOST_LOSSES:
                 del left[item.id]
                 item.fail(f"{MOST_LOSSES} judges were lost over it; the last: {message}")
