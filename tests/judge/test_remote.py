@@ -4,7 +4,6 @@ import collections
 import contextlib
 import http.server
 import json
-import os
 import signal
 import socket
 import threading
@@ -331,19 +330,3 @@ def test_the_verb_judge_asks_a_server(service, tmp_path, capsys):
     assert "1 of 2 tests" in capsys.readouterr().out
     assert main([*arguments, "--server", f"http://127.0.0.1:{free_port()}"]) == 2
     assert "no judge answers" in capsys.readouterr().err
-
-
-def test_a_worker_that_is_killed_while_it_starts_is_replaced(service):
-    """Whoever kills workers may kill the replacement before it is ready."""
-    with Judge() as judge:
-        for _ in range(2):
-            old = judge._workers[0].pid
-            os.kill(old, signal.SIGKILL)
-            while judge._workers[0].alive():
-                time.sleep(0.01)
-            future = judge.submit(f"print({old})", [StdioTest("", str(old))])
-            while (new := judge._workers[0].pid) == old:
-                time.sleep(0.001)
-            os.kill(new, signal.SIGKILL)
-            assert future.result(60).passed == (True,)
-        assert judge.stats().restarts >= 4
