@@ -20,7 +20,7 @@ from openmimo.judge.worker import Worker
 
 CLOSED = "the judge was closed"
 
-_ATTEMPTS = 3  # at a solution whose worker is lost on the way: the last loss is a judge_error
+_ATTEMPTS = 5  # at a solution whose worker is lost on the way: the last loss is a judge_error
 _STARTS = 10  # of a worker's successor that is killed before it is ready
 
 
