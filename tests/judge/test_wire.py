@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openmimo.judge import (
@@ -70,6 +70,7 @@ limits = st.builds(
 )
 
 
+@settings(max_examples=50)
 @given(st.data())
 def test_a_batch_comes_out_as_it_went_in(draw):
     sent = []
