@@ -72,9 +72,24 @@ class RewardPool:
             self._judge = open_judge(self._judge_at, self._judge_workers, self._judge_limits)
         return self._judge
 
+    def score(self, problem: Mapping[str, Any], response: str) -> Future[Verdict]:
+        """The verdict on a response, as it comes; it may be another response's too."""
+        if problem["domain"] == "math":
+            answer = math.extract_answer(response)
+            if answer is None:
+                return done(NO_BOX)
+            return self._math.submit(answer, problem["answer"])
+        if problem["domain"] == "code":
+            program = code.extract_program(response)
+            if program is None:
+                return done(code.NO_PROGRAM)
+            key = ("code", problem["id"], program)
+            return self._programs.once(key, lambda: self._judge_program(problem, program))
+        raise UserError(f"problem {problem['id']}: no reward for domain {problem['domain']!r}")
+
     def submit(self, key: Any, problem: Mapping[str, Any], response: str) -> None:
         """Queue one response; its result comes out of `poll` or `wait` as (key, result)."""
-        future = self._score(problem, response)
+        future = self.score(problem, response)
         self.in_flight += 1
         future.add_done_callback(lambda done: self._finished.put((key, verdict_of(done))))
 
@@ -113,20 +128,6 @@ class RewardPool:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _score(self, problem: Mapping[str, Any], response: str) -> Future[Verdict]:
-        if problem["domain"] == "math":
-            answer = math.extract_answer(response)
-            if answer is None:
-                return done(NO_BOX)
-            return self._math.submit(answer, problem["answer"])
-        if problem["domain"] == "code":
-            program = code.extract_program(response)
-            if program is None:
-                return done(code.NO_PROGRAM)
-            key = ("code", problem["id"], program)
-            return self._programs.once(key, lambda: self._judge_program(problem, program))
-        raise UserError(f"problem {problem['id']}: no reward for domain {problem['domain']!r}")
 
     def _judge_program(self, problem: Mapping[str, Any], program: str) -> Future[Verdict]:
         tests = [parse_test(test, problem.get("entry_point")) for test in problem["tests"]]

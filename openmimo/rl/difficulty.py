@@ -16,15 +16,16 @@ import torch
 from openmimo.config.base import config_hash
 from openmimo.config.schema import Recipe, RLConfig
 from openmimo.data.documents import read_records, write_records
-from openmimo.errors import UserError
 from openmimo.inference.engine import Engine
-from openmimo.inference.protocol import Request
+from openmimo.inference.protocol import Request, RequestId
 from openmimo.inference.sampling import sample_seed
 from openmimo.model.checkpoint import load_model
 from openmimo.rewards.difficulty import choose_levels, cluster_levels, pass_rates
 from openmimo.rewards.grading import ALL_TESTS
 from openmimo.rewards.pool import JUDGE_LIMITS, RewardPool
-from openmimo.rollout.driver import REWARD_DEADLINE
+from openmimo.rollout.driver import EngineSeat, RolloutDriver
+from openmimo.rollout.records import Prompt
+from openmimo.rollout.validation import answer_all
 from openmimo.runs import Run
 from openmimo.tokenizer import Tokenizer
 
@@ -89,12 +90,12 @@ def with_levels(problem: dict[str, Any], vectors: Vectors, config: RLConfig) -> 
 def _solve(
     recipe: Recipe, run: Run, folder: Path, problems: list[dict[str, Any]], tokenizer: Tokenizer
 ) -> Iterator[tuple[str, tuple[bool, ...]]]:
-    """(problem id, test outcomes) of every attempt of one model, as they finish."""
+    """(problem id, test outcomes) of every attempt of one model, in order."""
     model = load_model(folder, dtype=torch.float32)
-    prompts = {p["id"]: tokenizer.chat_prompt(p["prompt"]) for p in problems}
-    by_id = {p["id"]: p for p in problems}
+    ids_of = [tokenizer.chat_prompt(problem["prompt"]) for problem in problems]
     config = recipe.rl
-    longest = max(map(len, prompts.values()), default=1)
+    stop_ids = (tokenizer.eos_id, tokenizer.doc_end_id)
+    longest = max(map(len, ids_of), default=1)
     max_length = min(longest + config.max_new_tokens, model.config.max_position_embeddings)
     engine = Engine(
         model,
@@ -102,34 +103,35 @@ def _solve(
         max_length=max_length,
         used_vocab=tokenizer.vocab_size,
     )
-    engine.submit(
-        Request(
-            id=f"{problem['id']}/{n}",
-            prompt_ids=prompts[problem["id"]],
-            max_new_tokens=min(config.max_new_tokens, max_length - len(prompts[problem["id"]])),
-            seed=sample_seed(recipe.seed, "difficulty", folder.parent.name, problem["id"], n),
-            stop_ids=(tokenizer.eos_id, tokenizer.doc_end_id),
+
+    def request(prompt: Prompt, sample: int, request_id: RequestId) -> Request:
+        length = min(config.max_new_tokens, max_length - len(prompt.ids))
+        seed = prompt.sample_seeds[sample]
+        return Request(request_id, prompt.ids, length, seed=seed, stop_ids=stop_ids)
+
+    prompts = [
+        Prompt(
+            problem,
+            ids,
+            [
+                sample_seed(recipe.seed, "difficulty", folder.parent.name, problem["id"], n)
+                for n in range(config.level_samples)
+            ],
         )
-        for problem in problems
-        for n in range(config.level_samples)
-    )
-    left = len(problems) * config.level_samples
-    judge_at = recipe.compute.judge
-    with RewardPool(
-        grading=ALL_TESTS, judge=JUDGE_LIMITS, every_test=True, judge_at=judge_at
-    ) as pool:
-        while left:
-            run.interrupt.check()
-            for done in engine.step():
-                problem_id = str(done.request_id).split("/")[0]
-                text = tokenizer.decode(done.token_ids.tolist())
-                pool.submit(problem_id, by_id[problem_id], text)
-            stats = engine.stats()
-            idle = not stats.active and not stats.waiting
-            results = pool.wait(REWARD_DEADLINE) if idle else pool.poll()
-            if idle and not results:
-                raise UserError(f"{left} programs were not judged in {REWARD_DEADLINE:.0f} s")
-            for problem_id, result in results:
-                left -= 1
-                if result.score is not None:  # a failed judgement says nothing about the tests
-                    yield problem_id, result.passed
+        for problem, ids in zip(problems, ids_of, strict=True)
+    ]
+    with (
+        RewardPool(
+            grading=ALL_TESTS, judge=JUDGE_LIMITS, every_test=True, judge_at=recipe.compute.judge
+        ) as pool,
+        RolloutDriver(
+            [EngineSeat(engine, config.slots)], pool, tokenizer.decode, request
+        ) as driver,
+    ):
+        rollout = answer_all(driver, prompts, interrupt=run.interrupt) if prompts else None
+    run.interrupt.check()
+    for group in rollout.groups if rollout else []:
+        for verdict in group.results:
+            # A failed judgement says nothing about the tests.
+            if verdict is not None and verdict.score is not None:
+                yield group.prompt.problem["id"], verdict.passed

@@ -8,7 +8,7 @@ from typing import Any
 from openmimo.config.schema import RLConfig
 from openmimo.inference.protocol import EngineStats
 from openmimo.rl.stream import Draw
-from openmimo.rollout.driver import Group, Rollout
+from openmimo.rollout.records import Group, Rollout
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -52,6 +52,7 @@ def step_metrics(
         "surplus_valid": stats.surplus_valid,
         "decode_steps": rollout.decode_steps,
         "time_reward_wait": rollout.reward_wait_seconds,
+        "time_event_loop_lag": rollout.loop_lag,
     }
     for key in ("entropy", "clip_low", "clip_high", "approx_kl", "grad_norm"):
         values[key] = _mean([update[key] for update in updates])

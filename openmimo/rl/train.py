@@ -18,6 +18,7 @@ from openmimo.config.schema import Recipe, RLConfig
 from openmimo.data.documents import read_records
 from openmimo.errors import UserError
 from openmimo.inference.engine import Engine
+from openmimo.inference.protocol import Request, RequestId
 from openmimo.inference.sampling import sample_seed
 from openmimo.judge.connect import LOCAL
 from openmimo.metrics import MetricsWriter
@@ -29,9 +30,11 @@ from openmimo.rewards.pool import JUDGE_LIMITS, RewardPool
 from openmimo.rl.metrics import draft_metrics, step_metrics
 from openmimo.rl.stream import Draw, PromptStream
 from openmimo.rl.update import grpo_update
-from openmimo.rollout.demand import ValidRate
-from openmimo.rollout.driver import Prompt, Rollout, RolloutDriver
-from openmimo.rollout.scheduler import StepScheduler, StepSettings
+from openmimo.rl.visits import Visits
+from openmimo.rollout.demand import PassRates
+from openmimo.rollout.driver import EngineSeat, RolloutDriver
+from openmimo.rollout.records import Prompt, Rollout
+from openmimo.rollout.scheduler import StepSettings
 from openmimo.rollout.validity import valid_by_passrate, valid_by_reward_std
 from openmimo.runs import Run, Stage
 from openmimo.tokenizer import Tokenizer
@@ -45,8 +48,8 @@ Variant = Literal["rl", "rl_zero"]
 START = {"rl": "sft", "rl_zero": "mtp_heads"}
 """The stage whose model a variant starts from."""
 
-HISTORY = 64
-"""Groups that the valid rate remembers across steps."""
+HISTORY = 4
+"""Batches' worth of groups that the pass rates remember across steps."""
 
 
 def run(recipe: Recipe, run: Run, variant: Variant) -> None:
@@ -103,13 +106,18 @@ def train(
     state = checkpoints.load(model, optimizer)
     if state is None:
         state = {"step": 0, "short": 0}
-    rate = ValidRate(**state["rate"]) if "rate" in state else ValidRate()
+    rates, visits = PassRates(config.group_size), Visits()
     if "stream" in state:
         stream.load_state_dict(state["stream"])
+        rates = PassRates(**state["rates"])
+        visits.load_state_dict(state["visits"])
     first, short = state["step"], state["short"]
 
     def checkpoint(step: int) -> None:
-        record = {"stream": stream.state_dict(), "rate": asdict(rate), "short": short}
+        record = {
+            "stream": stream.state_dict(), "rates": asdict(rates), "visits": visits.state_dict(),
+            "short": short,
+        }  # fmt: skip
         checkpoints.save(step, model, optimizer, record)
 
     prompt_ids = [tokenizer.chat_prompt(problem["prompt"]) for problem in problems]
@@ -132,24 +140,24 @@ def train(
         drafts=config.drafts,
         collect=online.collect if config.mtp_refresh_steps else None,
     )
+    stop_ids = (tokenizer.eos_id, tokenizer.doc_end_id)
+
+    def request(prompt: Prompt, sample: int, request_id: RequestId) -> Request:
+        length = min(config.max_new_tokens, max_length - len(prompt.ids))
+        seed = prompt.sample_seeds[sample]
+        return Request(request_id, prompt.ids, length, seed=seed, stop_ids=stop_ids)
+
     grading = Grading(config.reward, config.level_scores, config.cumulative)
+    seat = EngineSeat(engine, config.slots)
     with (
         RewardPool(grading=grading, judge=JUDGE_LIMITS, judge_at=judge_at) as pool,
+        RolloutDriver([seat], pool, tokenizer.decode, request, config.reward_lag) as driver,
         MetricsWriter(stage.dir / "metrics.jsonl", resume_step=first) as metrics,
         Trackers(trackers, run.dir, stage.dir, first) as tracked,
         Progress(stage.dir.name, config.steps, start=first) as progress,
         checkpoints,
     ):
         pool.start_judge()
-        driver = RolloutDriver(
-            engine,
-            pool,
-            tokenizer.decode,
-            config.max_new_tokens,
-            max_length,
-            [tokenizer.eos_id, tokenizer.doc_end_id],
-            config.reward_lag,
-        )
         for index in range(first, config.steps):
             began = time.monotonic()
             model.eval()
@@ -160,12 +168,15 @@ def train(
                 drawn = stream.draw()
                 draws.append(drawn)
                 seeds = [sample_seed(seed, drawn.number, n) for n in range(config.group_size)]
-                return Prompt(problems[drawn.prompt], prompt_ids[drawn.prompt], seeds)
+                problem, ids = problems[drawn.prompt], prompt_ids[drawn.prompt]
+                return Prompt(problem, ids, seeds, visits.prospect(drawn.prompt))
 
             before = engine.stats()
-            rollout = driver.collect(StepScheduler(step_settings(config), rate), draw)
+            rollout = driver.collect(step_settings(config), draw, history=rates)
+            assert rollout is not None  # nothing interrupts it
             stream.commit(rollout.done.all_passed)
-            rate = next_rate(rate, rollout, config)
+            visits.record([drawn.prompt for drawn in draws], rollout.groups)
+            rates = rollout.learn(rates).limited(HISTORY * config.prompts_per_step)
             short = short + 1 if rollout.done.short else 0
             if short >= config.max_short_steps:
                 raise UserError(
@@ -213,14 +224,6 @@ def step_settings(config: RLConfig) -> StepSettings:
         max_prompts=config.max_prompts,
         validity=validity,
     )
-
-
-def next_rate(rate: ValidRate, rollout: Rollout, config: RLConfig) -> ValidRate:
-    """The valid rate with this step's committed groups counted in."""
-    stats = rollout.done.stats
-    by_filter = {"passrate": stats.valid_passrate, "reward_std": stats.valid_reward_std}
-    valid = by_filter[config.validity]
-    return rate.plus(valid, stats.committed - valid).limited(HISTORY)
 
 
 def update_all(

@@ -13,7 +13,7 @@ from openmimo.config.schema import RLConfig
 from openmimo.model.mimo import MiMo
 from openmimo.rl.advantage import group_advantages
 from openmimo.rl.loss import grpo_loss, merge_metrics, token_weights
-from openmimo.rollout.driver import Group
+from openmimo.rollout.records import Group
 from openmimo.training.optim import update
 
 PAD = -1

@@ -1,189 +1,170 @@
-"""Drives an engine and the reward pool by the scheduler's word: one rollout step.
+"""Rollout steps for real: engines and rewards carry out what the scheduler says.
 
-Decoding never stops for a reward: a finished sample goes to the pool at once, and while it is
-scored other samples and new prompts decode. Its score reaches the scheduler a fixed number of
-decode steps after its end (`lag`), waiting for it only if the pool is slower than that. So what
-starts when is counted in decode steps, not in seconds, and a step can be repeated exactly.
+Everything happens on one event loop, and nothing polls: engines decode in threads of their own and
+report what finished, rewards report when they are there. Decoding never stops for a reward, but for
+policies that say so.
 """
 
 from __future__ import annotations
 
-import time
-from collections import deque
+import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
-from openmimo.errors import UserError
-from openmimo.inference.protocol import Completion, InferenceEngine, Request
-from openmimo.judge.verdict import Status
-from openmimo.rewards.pool import RewardPool
+from openmimo.inference.protocol import Completion, InferenceEngine, Request, RequestId
 from openmimo.rewards.verdict import Verdict
-from openmimo.rollout.scheduler import Abort, Action, Done, Launch, SampleScored, StepScheduler
+from openmimo.rollout.background import Background
+from openmimo.rollout.demand import PassRates
+from openmimo.rollout.engine_worker import EngineWorker
+from openmimo.rollout.policies import Ours, Policy
+from openmimo.rollout.records import Prompt, Rollout
+from openmimo.rollout.reward_line import Rewards
+from openmimo.rollout.running_step import RunningStep
+from openmimo.rollout.scheduler import StepSettings
+from openmimo.runs import Interrupt
 
-REWARD_DEADLINE = 120.0
-"""Seconds to wait for one reward before the step fails; every verifier has a shorter limit."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt to sample from; `sample_seeds` has one seed for each sample of the group."""
-
-    problem: dict[str, Any]
-    ids: Sequence[int]
-    sample_seeds: Sequence[int]
-
-
-@dataclass
-class Group:
-    """A prompt and what came back; entries are None until they arrive."""
-
-    prompt: Prompt
-    completions: list[Completion | None] = field(default_factory=list)
-    results: list[Verdict | None] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.completions = [None] * len(self.prompt.sample_seeds)
-        self.results = [None] * len(self.prompt.sample_seeds)
-
-    @property
-    def scores(self) -> list[float | None]:
-        """One score a sample; None where there is none."""
-        return [result.score if result else None for result in self.results]
+OnSample = Callable[[Prompt, int, Completion, Verdict], None]
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """One step's outcome: the committed groups in stream order, and the scheduler's last word."""
+class EngineSeat:
+    """An engine, and how many samples it is given at once.
 
-    groups: list[Group]
-    done: Done
-    decode_steps: int
-    reward_wait_seconds: float
+    restart: makes a new engine with the current weights when this one has died; it is called in a
+        thread, at most `driver.Patience.restarts` times a step. None: the others go on without it.
+    """
 
-    @property
-    def batch(self) -> list[Group]:
-        """The groups to train on."""
-        return [self.groups[index] for index in self.done.selected]
+    engine: InferenceEngine
+    slots: int
+    restart: Callable[[], InferenceEngine] | None = None
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Deadlines of a step, in seconds.
+
+    reward: for one verdict, after which the sample counts as unscorable.
+    silence: longest time without any news, after which the step fails.
+    drain: for engines to end their aborted samples when the step is over.
+    rewards: verdicts worked on at once.
+    restarts: of one engine in one step.
+    """
+
+    reward: float = 120.0
+    silence: float = 600.0
+    drain: float = 60.0
+    rewards: int = 1024
+    restarts: int = 3
 
 
 class RolloutDriver:
-    """Runs rollout steps.
+    """Runs rollout steps on some engines; they are idle between two steps. A context manager.
 
     Args:
-        engine: idle between steps.
-        pool: scores responses.
+        seats: the engines.
+        rewards: score responses.
         decode: token ids of a response to its text (stop token left out).
-        max_new_tokens, stop_ids: of every request.
-        max_length: longest prompt plus answer; an answer that would exceed it is cut there.
-        lag: decode steps between a sample's end and the use of its score.
+        request: makes the request of a prompt's sample; it must have the id given.
+        lag: decode steps between a sample's end and the use of its score, for one engine. So what
+            starts when is counted in decode steps, not in seconds: the same step twice is the same
+            to the last number, however fast the rewards are. None: a score is used when it is
+            there, which is faster; which groups are selected does not change.
+        patience: deadlines.
     """
 
     def __init__(
         self,
-        engine: InferenceEngine,
-        pool: RewardPool,
+        seats: Sequence[EngineSeat],
+        rewards: Rewards,
         decode: Callable[[Sequence[int]], str],
-        max_new_tokens: int,
-        max_length: int,
-        stop_ids: Sequence[int],
-        lag: int,
+        request: Callable[[Prompt, int, RequestId], Request],
+        lag: int | None = None,
+        patience: Patience = Patience(),
     ) -> None:
-        self._engine, self._pool, self._decode = engine, pool, decode
-        self._max_new_tokens, self._max_length = max_new_tokens, max_length
-        self._stop_ids = tuple(stop_ids)
-        self._lag = lag
+        if lag is not None and len(seats) != 1:
+            raise ValueError("a step can be repeated exactly with one engine only: lag is None")
+        self._seats = list(seats)
+        self._workers = [
+            EngineWorker(seat.engine, f"engine {number}", seat.slots)
+            for number, seat in enumerate(seats)
+        ]
+        self._rewards, self._decode, self._request = rewards, decode, request
+        self._lag, self._patience = lag, patience
+        self._runner = asyncio.Runner()
         self._round = 0
 
-    def collect(self, scheduler: StepScheduler, draw: Callable[[], Prompt]) -> Rollout:
-        """Sample until the scheduler is done; `draw` gives the prompts in selection order.
+    @property
+    def slots(self) -> int:
+        """Samples that all engines generate at once."""
+        return sum(seat.slots for seat in self._seats)
+
+    @property
+    def engines(self) -> list[InferenceEngine]:
+        """The engines as they are now: one that was restarted is another object."""
+        return [worker.engine for worker in self._workers]
+
+    def collect(
+        self,
+        settings: StepSettings,
+        draw: Callable[[], Prompt],
+        policy: Policy | None = None,
+        history: PassRates | None = None,
+        on_sample: OnSample | None = None,
+        interrupt: Interrupt | None = None,
+        background: Background | None = None,
+    ) -> Rollout | None:
+        """Sample until the scheduler is done.
+
+        Args:
+            draw: gives the prompts in selection order.
+            policy: default: `Ours`.
+            history: pass rates of earlier steps.
+            on_sample: called with each sample of the step as its verdict is used.
+            interrupt: once it is requested nothing more is generated, and what is generated is
+                still scored and handed to `on_sample`.
+            background: fills slots that the step does not need; complete when this returns.
+
+        Returns:
+            None if it was interrupted.
 
         Raises:
-            UserError: a reward did not arrive in time.
+            UserError: nothing happened for too long, or the last engine has died.
         """
-        self._round += 1  # rewards of an earlier round's aborted samples may still arrive
-        groups: list[Group] = []
-        due: deque[tuple[int, tuple[int, int]]] = deque()
-        arrived: dict[tuple[int, int], Verdict] = {}
-        clock, waited = 0, 0.0
-        done = self._carry_out(scheduler.start(), groups, draw)
-        while done is None:
-            for completion in self._engine.step():
-                key = self._receive(completion, groups, arrived)
-                due.append((clock + self._lag, key))
-            clock += 1
-            stats = self._engine.stats()
-            if due and not stats.active and not stats.waiting:
-                clock = max(clock, due[0][0])  # nothing to decode: time passes until the next score
-            while due and due[0][0] <= clock and done is None:
-                _, key = due.popleft()
-                index, sample = key
-                if scheduler.state(index) == "aborted":
-                    continue  # nobody needs this reward
-                waited += self._await(key, arrived)
-                groups[index].results[sample] = arrived.pop(key)
-                score = groups[index].scores[sample]
-                done = self._carry_out(
-                    scheduler.handle(SampleScored(index, sample, score)), groups, draw
-                )
-        committed = groups[: len(done.all_passed)]
-        return Rollout(committed, done, clock, waited)
+        self._round += 1  # what an earlier round left behind has another name
+        step = RunningStep(
+            name=str(self._round),
+            workers=self._workers,
+            restarts=[seat.restart for seat in self._seats],
+            rewards=self._rewards,
+            decode=self._decode,
+            request=self._request,
+            settings=settings,
+            policy=policy or Ours(),
+            history=history,
+            draw=draw,
+            on_sample=on_sample,
+            interrupt=interrupt,
+            background=background or Background(),
+            lag=self._lag,
+            patience=self._patience,
+        )
+        return self._runner.run(step.run())
 
-    def _carry_out(
-        self, actions: Sequence[Action], groups: list[Group], draw: Callable[[], Prompt]
-    ) -> Done | None:
-        for action in actions:
-            match action:
-                case Launch(prompt_index=index):
-                    groups.append(Group(draw()))
-                    self._engine.submit(self._requests(index, groups[index].prompt))
-                case Abort(prompt_index=index):
-                    size = len(groups[index].prompt.sample_seeds)
-                    self._engine.abort([f"{self._round}/{index}/{n}" for n in range(size)])
-                case Done():
-                    return action
-        return None
+    def close(self) -> None:
+        """Let the threads go; the engines stay as they are."""
+        for worker in self._workers:
+            worker.close()
+        self._runner.close()
 
-    def _requests(self, index: int, prompt: Prompt) -> list[Request]:
-        return [
-            Request(
-                id=f"{self._round}/{index}/{sample}",
-                prompt_ids=prompt.ids,
-                max_new_tokens=min(self._max_new_tokens, self._max_length - len(prompt.ids)),
-                seed=seed,
-                stop_ids=self._stop_ids,
-            )
-            for sample, seed in enumerate(prompt.sample_seeds)
-        ]
+    def __enter__(self) -> Self:
+        return self
 
-    def _receive(
+    def __exit__(
         self,
-        completion: Completion,
-        groups: list[Group],
-        arrived: dict[tuple[int, int], Verdict],
-    ) -> tuple[int, int]:
-        _, index, sample = map(int, str(completion.request_id).split("/"))
-        group = groups[index]
-        group.completions[sample] = completion
-        if completion.finish_reason == "failed":  # no answer of the model, so not a wrong one
-            why = f"the engine gave it up: {completion.error}"
-            arrived[index, sample] = Verdict(None, Status.JUDGE_ERROR, why)
-            return index, sample
-        text = self._decode(completion.token_ids.tolist())
-        self._pool.submit((self._round, index, sample), group.prompt.problem, text)
-        return index, sample
-
-    def _await(self, key: tuple[int, int], arrived: dict[tuple[int, int], Verdict]) -> float:
-        """Wait until the reward of `key` has arrived; returns the seconds it took."""
-        began = time.monotonic()
-        results = self._pool.poll()
-        while True:
-            for (number, index, sample), result in results:
-                if number == self._round:
-                    arrived[index, sample] = result
-            if key in arrived:
-                return time.monotonic() - began
-            left = REWARD_DEADLINE - (time.monotonic() - began)
-            if left <= 0:
-                raise UserError(f"no reward for sample {key} within {REWARD_DEADLINE:.0f} s")
-            results = self._pool.wait(timeout=left)
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -4,88 +4,32 @@ No clock, randomness, tensors or I/O here: whatever drives an engine (or a simul
 and carries out the actions. Source: MiMo report, section on the Seamless Rollout Engine.
 """
 
+import heapq
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 from openmimo.errors import UserError
-from openmimo.rollout.demand import ValidRate
-from openmimo.rollout.validity import (
-    Validity,
-    passes,
-    valid_by_passrate,
-    valid_by_reward_std,
-    whole_group_passes,
+from openmimo.rollout.demand import Forecast, PassRates, Prospect
+from openmimo.rollout.events import (
+    Abort,
+    Action,
+    Done,
+    Event,
+    Generated,
+    Launch,
+    Lost,
+    Score,
+    Scored,
+    Start,
 )
+from openmimo.rollout.groups import Group
+from openmimo.rollout.policies import Ours, Policy
+from openmimo.rollout.summary import summarise
+from openmimo.rollout.validity import Validity, passes, valid_by_passrate
 
-
-@dataclass(frozen=True)
-class SampleScored:
-    """A sample of a launched prompt is finished; score None when no score could be found."""
-
-    prompt_index: int
-    sample: int
-    score: float | None
-
-
-@dataclass(frozen=True)
-class PromptUnscorable:
-    """No further sample of this prompt will arrive; those still missing count as unscorable."""
-
-    prompt_index: int
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Draw the next prompt of the stream, which gets this index, and start its whole group."""
-
-    prompt_index: int
-
-
-@dataclass(frozen=True)
-class Abort:
-    """Stop the prompt's unfinished samples: it can no longer be selected."""
-
-    prompt_index: int
-
-
-@dataclass(frozen=True)
-class StepStats:
-    """Counts of one finished step.
-
-    `launched`, `aborted` and `surplus_valid` (valid groups finished but not needed) describe the
-    work done and depend on timing. All others cover the committed prompts alone, so they do not.
-    """
-
-    launched: int
-    aborted: int
-    surplus_valid: int
-    committed: int
-    valid_passrate: int
-    valid_reward_std: int
-    all_passed: int
-    none_passed: int
-    unscorable_samples: int
-
-
-@dataclass(frozen=True)
-class Done:
-    """The step is over.
-
-    `selected` are the indices of the batch, ascending. `all_passed` has one entry for each
-    committed prompt, 0..k*: whether its whole group passed (None: too few scores to tell). Prompts
-    beyond it go back to the stream unseen. `short`: fewer than prompts_per_step were valid.
-    """
-
-    selected: tuple[int, ...]
-    all_passed: tuple[bool | None, ...]
-    short: bool
-    stats: StepStats
-
-
-Event = SampleScored | PromptUnscorable
-Action = Launch | Abort | Done
+State = Literal["running", "valid", "invalid", "failed", "aborted"]
 
 
 @dataclass(frozen=True)
@@ -94,11 +38,10 @@ class StepSettings:
 
     prompts_per_step: valid groups wanted.
     group_size: samples of a prompt.
-    max_running_samples: concurrent samples, at least one group.
+    max_running_samples: samples generated at the same time: the slots of all engines.
     max_prompts: prompts launched before the step gives up and ends short.
     validity: which groups count (`openmimo.rollout.validity`); must be monotone.
-    launch_margin: fraction of prompts_per_step to expect beyond what is needed; more of it trades
-        wasted samples for a smaller chance of waiting on a late launch.
+    max_losses: how often one sample may be lost before it counts as unscorable.
     """
 
     prompts_per_step: int
@@ -106,71 +49,79 @@ class StepSettings:
     max_running_samples: int
     max_prompts: int
     validity: Validity = valid_by_passrate
-    launch_margin: float = 0.0
+    max_losses: int = 3
 
     def __post_init__(self) -> None:
         if self.prompts_per_step < 1:
             raise UserError(f"prompts_per_step is {self.prompts_per_step}; it must be at least 1")
-        if self.group_size < 2:
+        if self.group_size < 1:
+            raise UserError(f"group_size is {self.group_size}; it must be at least 1")
+        if self.max_running_samples < 1:
             raise UserError(
-                f"group_size is {self.group_size}; a group needs at least 2 samples to be compared"
-            )
-        if self.max_running_samples < self.group_size:
-            raise UserError(
-                f"max_running_samples is {self.max_running_samples}, less than one group of "
-                f"{self.group_size} samples; raise it or lower group_size"
+                f"max_running_samples is {self.max_running_samples}; it must be at least 1"
             )
         if self.max_prompts < self.prompts_per_step:
             raise UserError(
                 f"max_prompts is {self.max_prompts}, less than prompts_per_step "
                 f"({self.prompts_per_step}): no step could ever fill its batch"
             )
-        if self.launch_margin < 0:
-            raise UserError(f"launch_margin is {self.launch_margin}; it must not be negative")
-
-
-@dataclass
-class _Group:
-    """The scores of one prompt; `valid` is a verdict that later samples cannot change."""
-
-    pending: set[int]
-    scores: dict[int, float | None] = field(default_factory=dict)
-    valid: bool = False
-    aborted: bool = False
-
-    def in_order(self) -> list[float | None]:
-        return [self.scores[sample] for sample in sorted(self.scores)]
 
 
 class StepScheduler:
-    """Decides what to launch and what to abort until one batch is complete.
+    """Decides what to launch, start, score and abort until one batch is complete.
 
-    Selection order is the stream index: the batch is the first B = prompts_per_step valid groups
-    by index, whichever finish first. So long answers are not selected against, and the batch does
-    not depend on timing.
+    Two orders are kept apart. Selection order is the stream index: the batch is the first
+    B = prompts_per_step valid groups by index, whichever finish first, so long answers are not
+    selected against and the batch does not depend on timing. Dispatch order, in which samples
+    start, is free.
 
     Call `start` once, then `handle` for every event, until the actions contain `Done`.
 
     Invariants, after `start` and after each `handle`:
-    - launched == running + valid + invalid + aborted (see `state`);
+    - launched == running + valid + invalid + failed + aborted (see `state`);
     - prompts are launched with indices 0, 1, 2, ... without gaps;
-    - at most max_running_samples samples run, and at most max_prompts prompts were launched;
-    - something is running, or the step is done: it cannot wait forever;
-    - a prompt is aborted only if B lower indices are sure to be valid;
-    - `Done.selected` and `Done.all_passed` are functions of the prompts' scores alone, and
-      `Done.short` is true only if the first max_prompts prompts hold fewer than B valid groups.
+    - each sample of a launched prompt waits, is generated, is scored or is finished; it starts
+      once, and once more for each time it was lost;
+    - at most max_running_samples samples are generated, and none waits while a slot is free;
+    - at most max_prompts prompts were launched;
+    - something is generated or scored, or the step is done: it cannot wait forever;
+    - for a policy that keeps the order, a prompt is aborted only if B lower indices are sure to be
+      valid, and `Done.selected` and `Done.all_passed` are functions of the prompts' scores alone;
+      `Done.short` is true only if the first max_prompts prompts hold fewer than B valid groups;
+    - the same events give the same actions: a step goes on from its list of events.
     """
 
-    def __init__(self, settings: StepSettings, history: ValidRate | None = None) -> None:
-        """`history`: the valid rate of earlier steps, the prior of this step's prediction."""
+    def __init__(
+        self,
+        settings: StepSettings,
+        policy: Policy | None = None,
+        history: PassRates | None = None,
+        prospect: Callable[[int], Prospect] = lambda index: Prospect(),
+    ) -> None:
+        """`history`: the pass rates of earlier steps. `prospect`: what is known of a prompt, by its
+        stream index; asked once, after the prompt's `Launch` was decided."""
         self.settings = settings
+        self.policy = policy or Ours()
         self.done: Done | None = None
-        self._history = history or ValidRate()
-        self._groups: list[_Group] = []
-        self._running: dict[int, _Group] = {}
-        self._running_samples = 0
-        self._sure_valid = 0  # groups with a final verdict "valid", finished or not
-        self._invalid = 0  # groups finished without one
+        self._prospect = prospect
+        self._forecast = Forecast(history or PassRates(settings.group_size))
+        self._groups: list[Group] = []
+        self._unfinished: dict[int, Group] = {}
+        self._waiting: list[tuple[int, float, int, int]] = []  # a heap of samples; see _enqueue
+        self._unscored: list[tuple[int, int]] = []  # generated before a barrier
+        self._generating = 0  # samples
+        self._scoring = 0
+        self._valid = 0  # groups sure to be valid, finished or not
+        self._invalid = 0  # groups finished otherwise
+        self._finished_valid: list[int] = []  # in the order they finished
+        self._tokens = self._answers = 0
+        self._lost = 0
+
+    # What a policy sees (`policies.StepView`).
+
+    @property
+    def wanted(self) -> int:
+        return self.settings.prompts_per_step
 
     @property
     def launched(self) -> int:
@@ -179,19 +130,53 @@ class StepScheduler:
     @property
     def running(self) -> int:
         """Prompts with samples still to come."""
-        return len(self._running)
+        return len(self._unfinished)
+
+    @property
+    def valid(self) -> int:
+        return self._valid
+
+    @property
+    def invalid(self) -> int:
+        return self._invalid
+
+    @property
+    def seen_valid_rate(self) -> float:
+        return self._forecast.rates.valid_rate
+
+    @property
+    def expected(self) -> float:
+        return self._valid + self._forecast.expected
+
+    def probability(self, valid: int) -> float:
+        return self._forecast.probability(valid - self._valid)
+
+    # What a driver sees.
 
     @property
     def running_samples(self) -> int:
-        return self._running_samples
+        """Samples that are generated now."""
+        return self._generating
 
-    def state(self, prompt_index: int) -> Literal["running", "valid", "invalid", "aborted"]:
+    @property
+    def waiting_samples(self) -> int:
+        """Samples that wait for a slot."""
+        return sum(len(group.waiting) for group in self._unfinished.values())
+
+    @property
+    def rates(self) -> PassRates:
+        """The pass rates of earlier steps and of this one's finished groups."""
+        return self._forecast.rates
+
+    def state(self, prompt_index: int) -> State:
         group = self._groups[prompt_index]
         if group.aborted:
             return "aborted"
-        if group.pending:
+        if not group.finished:
             return "running"
-        return "valid" if group.valid else "invalid"
+        if group.valid:
+            return "valid"
+        return "failed" if group.failed else "invalid"
 
     def scores(self, prompt_index: int) -> list[float | None]:
         """Scores received for a prompt so far, by sample number."""
@@ -207,7 +192,7 @@ class StepScheduler:
         """Take one event in and say what to do now.
 
         Events of aborted prompts are ignored: they may cross with the abort. Raises ValueError on
-        an event that cannot be true (unknown prompt, sample seen before, score not finite).
+        an event that cannot be true (unknown prompt, sample in another state, score not finite).
         """
         if not 0 <= event.prompt_index < len(self._groups):
             raise ValueError(f"{event} is about a prompt that was never launched")
@@ -215,114 +200,151 @@ class StepScheduler:
         if group.aborted:
             return []
         match event:
-            case SampleScored(_, sample, score):
-                if sample not in group.pending:
-                    raise ValueError(f"{event} is about a sample that is not running")
+            case Generated():
+                group.move(event, group.generating, group.scoring)
+                self._generating -= 1
+                self._tokens, self._answers = self._tokens + event.tokens, self._answers + 1
+                self._unscored.append((event.prompt_index, event.sample))
+            case Lost():
+                group.move(event, group.generating, group.waiting)
+                self._generating -= 1
+                self._lose(event, group)
+            case Scored(score=score):
                 if score is not None and not math.isfinite(score):
                     raise ValueError(f"{event} has a score that is not finite")
-                self._record(group, {sample: score})
-            case PromptUnscorable():
-                if not group.pending:
-                    raise ValueError(f"{event} is about a prompt that is finished")
-                self._record(group, dict.fromkeys(group.pending))
-        if not group.pending:
-            del self._running[event.prompt_index]
-            self._invalid += not group.valid
+                group.take_score(event, score)
+                self._scoring -= 1
+                self._learn(event.prompt_index, group)
         return self._next_actions()
 
-    def _record(self, group: _Group, scores: dict[int, float | None]) -> None:
-        group.scores.update(scores)
-        group.pending -= scores.keys()
-        self._running_samples -= len(scores)
-        if not group.valid and self.settings.validity(group.in_order()):
-            group.valid = True
-            self._sure_valid += 1
+    def _lose(self, event: Lost, group: Group) -> None:
+        self._lost += 1
+        if group.lose(event.sample) > self.settings.max_losses:
+            group.give_up(event.sample)
+            self._learn(event.prompt_index, group)
+        else:
+            self._enqueue(event.prompt_index, group, event.sample)
+
+    def _learn(self, index: int, group: Group) -> None:
+        """Count what a sample's score changes."""
+        settled = group.valid or group.finished
+        counts = self.policy.early_verdicts or group.finished
+        scores = group.in_order()
+        if not group.valid and counts and self.settings.validity(scores):
+            group.valid = settled = True
+            self._valid += 1
+        if group.finished:
+            del self._unfinished[index]
+            scored = [score for score in scores if score is not None]
+            self._forecast.finish(sum(map(passes, scored)), len(scored), group.valid)
+            if group.valid:
+                self._finished_valid.append(index)
+            else:
+                self._invalid += 1
+        if settled:
+            self._forecast.settle(index)
+        else:
+            scored = [score for score in scores if score is not None]
+            passed = sum(map(passes, scored))
+            self._forecast.update(index, passed, len(scored) - passed, group.left)
 
     def _next_actions(self) -> list[Action]:
-        last = self._last_selectable()
         actions: list[Action] = []
+        last = self._last_selectable()
         if last is None:
-            while self._wants_prompt():
+            while self.launched < self.settings.max_prompts and self.policy.launches(self):
                 actions.append(self._launch())
         else:
-            actions += [self._abort(index) for index in list(self._running) if index > last]
-        if not self._running:
-            # Every prompt up to `last` is finished, so `last` is k*. Without it, nothing could be
-            # launched although nothing runs: max_prompts is reached.
-            committed = self.launched if last is None else last + 1
-            self.done = self._finish(committed, short=last is None)
+            beyond = [index for index in self._unfinished if index > last or self._full()]
+            actions += [self._abort(index) for index in beyond]
+        actions += self._starts()
+        actions += self._scores()
+        if not self._unfinished:
+            # Every prompt up to `last` is finished, so `last` is k*. Without it nothing more is to
+            # be launched, though nothing runs.
+            self.done = self._finish()
             actions.append(self.done)
         return actions
 
-    def _last_selectable(self) -> int | None:
-        """End of the shortest prefix with B groups sure to be valid; None if there is none yet.
+    def _full(self) -> bool:
+        """Whether a batch of groups in the order of finishing is complete."""
+        return self.policy.ends == "finish" and len(self._finished_valid) >= self.wanted
 
-        No prompt beyond it can be selected. Undecided groups inside may still turn valid, which
-        moves it down, never up.
+    def _last_selectable(self) -> int | None:
+        """The last prompt that may still be needed, if it is known: nothing is launched then.
+
+        With the order kept, the end of the shortest prefix with B groups sure to be valid: groups
+        inside that are undecided may still turn valid, which moves it down, never up.
         """
-        if self._sure_valid < self.settings.prompts_per_step:
+        if self.policy.ends == "finish":
+            return self.launched if self._full() else None
+        if self.policy.ends == "drain" or self._valid < self.wanted:
             return None
+        return self._end_of_prefix()
+
+    def _end_of_prefix(self) -> int | None:
         seen = 0
         for index, group in enumerate(self._groups):
             seen += group.valid
-            if seen == self.settings.prompts_per_step:
+            if seen == self.wanted:
                 return index
-        raise AssertionError("the count of valid groups is wrong")
-
-    def _wants_prompt(self) -> bool:
-        """Whether a further prompt is both allowed and expected to be needed."""
-        s = self.settings
-        if self.launched == s.max_prompts:
-            return False
-        if self._running_samples + s.group_size > s.max_running_samples:
-            return False
-        # The rate comes from finished groups only: early verdicts are all "valid", so counting
-        # them would overstate it.
-        finished = self.launched - len(self._running)
-        rate = self._history.plus(finished - self._invalid, self._invalid).mean
-        undecided = self.launched - self._sure_valid - self._invalid
-        expected = self._sure_valid + undecided * rate
-        return expected < s.prompts_per_step * (1 + s.launch_margin)
+        return None
 
     def _launch(self) -> Launch:
         index = len(self._groups)
-        group = _Group(pending=set(range(self.settings.group_size)))
+        prospect = self._prospect(index)
+        mean = self._tokens / self._answers if self._answers else 1.0
+        group = Group(self.settings.group_size, prospect.tokens or mean)
+        group.spare = self.expected >= self.wanted
         self._groups.append(group)
-        self._running[index] = group
-        self._running_samples += self.settings.group_size
+        self._unfinished[index] = group
+        self._forecast.launch(index, prospect)
+        for sample in range(self.settings.group_size):
+            self._enqueue(index, group, sample)
         return Launch(index)
 
+    def _enqueue(self, index: int, group: Group, sample: int) -> None:
+        # Spare groups come last, as they are likely to be aborted.
+        length = -group.tokens if self.policy.longest_first else 0.0
+        heapq.heappush(self._waiting, (int(group.spare), length, index, sample))
+
+    def _starts(self) -> list[Action]:
+        starts: list[Action] = []
+        while self._waiting and self._generating < self.settings.max_running_samples:
+            _, _, index, sample = heapq.heappop(self._waiting)
+            group = self._groups[index]
+            if group.aborted:
+                continue
+            group.begin(sample)
+            self._generating += 1
+            starts.append(Start(index, sample, group.tokens))
+        return starts
+
+    def _scores(self) -> list[Action]:
+        if self.policy.rewards == "barrier" and self._generating:
+            return []
+        scores: list[Action] = []
+        for index, sample in self._unscored:
+            if not self._groups[index].aborted:
+                self._scoring += 1
+                scores.append(Score(index, sample))
+        self._unscored.clear()
+        return scores
+
     def _abort(self, index: int) -> Abort:
-        group = self._running.pop(index)
+        group = self._unfinished.pop(index)
+        self._generating -= len(group.generating)
         group.aborted = True
-        self._running_samples -= len(group.pending)
+        self._valid -= group.valid
+        self._forecast.settle(index)
         return Abort(index)
 
-    def _finish(self, committed: int, short: bool) -> Done:
-        groups = self._groups[:committed]
-        surplus = self._groups[committed:]
-        scores = [group.in_order() for group in groups]
-        all_passed = tuple(whole_group_passes(each) for each in scores)
-        return Done(
-            selected=tuple(index for index, group in enumerate(groups) if group.valid),
-            all_passed=all_passed,
-            short=short,
-            stats=StepStats(
-                launched=self.launched,
-                aborted=_count(group.aborted for group in surplus),
-                surplus_valid=_count(group.valid and not group.aborted for group in surplus),
-                committed=committed,
-                valid_passrate=_count(valid_by_passrate(each) for each in scores),
-                valid_reward_std=_count(valid_by_reward_std(each) for each in scores),
-                all_passed=_count(passed is True for passed in all_passed),
-                none_passed=_count(
-                    not any(score is not None and passes(score) for score in each)
-                    for each in scores
-                ),
-                unscorable_samples=_count(score is None for each in scores for score in each),
-            ),
-        )
-
-
-def _count(flags: Iterable[bool]) -> int:
-    return sum(flags)
+    def _finish(self) -> Done:
+        if self.policy.keeps_order:
+            end = self._end_of_prefix()
+            committed = self._groups[: self.launched if end is None else end + 1]
+            selected = tuple(index for index, group in enumerate(committed) if group.valid)
+        else:
+            selected = tuple(self._finished_valid[: self.wanted])
+            committed = self._groups[: max(selected, default=self.launched - 1) + 1]
+        return summarise(self._groups, len(committed), selected, self.wanted, self._lost)

@@ -1,7 +1,7 @@
 """Which groups dynamic sampling keeps: pure functions of a group's scores.
 
 A group is the scores of one prompt's samples; `None` marks a sample that could not be scored and
-counts for nothing. Both predicates are monotone: once true for the scores seen so far, more scores
+counts for nothing. All predicates are monotone: once true for the scores seen so far, more scores
 cannot make them false. The scheduler relies on this to count a group before its last sample.
 """
 
@@ -32,6 +32,11 @@ def valid_by_reward_std(scores: Scores) -> bool:
     """
     scored = [score for score in scores if score is not None]
     return len(scored) > 1 and max(scored) - min(scored) > SCORE_TOLERANCE
+
+
+def every_group(scores: Scores) -> bool:
+    """No filter: without dynamic sampling, and in validation."""
+    return True
 
 
 def whole_group_passes(scores: Scores) -> bool | None:

@@ -3,15 +3,9 @@
 import random
 
 from openmimo.rl.stream import PromptStream
-from openmimo.rollout.demand import ValidRate
-from openmimo.rollout.scheduler import (
-    Abort,
-    Done,
-    Launch,
-    SampleScored,
-    StepScheduler,
-    StepSettings,
-)
+from openmimo.rollout.demand import PassRates
+from openmimo.rollout.events import Abort, Done, Generated, Launch, Scored, Start
+from openmimo.rollout.scheduler import StepScheduler, StepSettings
 
 PROMPTS, GROUP = 40, 4
 
@@ -28,29 +22,33 @@ def run_steps(timing: int, slots: int, steps: int = 12) -> list[tuple[list[int],
     settings = StepSettings(
         prompts_per_step=6, group_size=GROUP, max_running_samples=slots, max_prompts=60
     )
-    rate = ValidRate()
+    rates = PassRates(GROUP)
     batches = []
     for _ in range(steps):
-        scheduler = StepScheduler(settings, rate)
+        scheduler = StepScheduler(settings, history=rates)
         out, running = [], []
         actions = scheduler.start()
         while True:
             for action in actions:
                 if isinstance(action, Launch):
                     out.append(stream.draw())
-                    running += [(action.prompt_index, sample) for sample in range(GROUP)]
+                elif isinstance(action, Start):
+                    running.append((action.prompt_index, action.sample))
                 elif isinstance(action, Abort):
                     running = [item for item in running if item[0] != action.prompt_index]
             if scheduler.done:
                 break
             index, sample = running.pop(order.randrange(len(running)))
             score = reward(out[index].prompt, out[index].number, sample)
-            actions = scheduler.handle(SampleScored(index, sample, score))
+            actions = scheduler.handle(Generated(index, sample))
+            actions += scheduler.handle(Scored(index, sample, score))
         done: Done = scheduler.done
         assert not done.short
         stream.commit(done.all_passed)
-        valid = done.stats.valid_passrate
-        rate = rate.plus(valid, done.stats.committed - valid).limited(20)
+        for index in range(done.stats.committed):
+            passed = sum(score == 1 for score in scheduler.scores(index))
+            rates = rates.plus(passed, GROUP, index in done.selected)
+        rates = rates.limited(20)
         batches.append(([out[index].prompt for index in done.selected], stream.pool_size))
     return batches
 

@@ -23,7 +23,7 @@ from openmimo.runs import Run
 from openmimo.tokenizer import Tokenizer
 
 Taught = tuple[MiMo, Tokenizer, list[dict[str, Any]]]
-CLOCKS = ("time", "time_rollout", "time_update", "time_reward_wait")
+CLOCKS = ("time", "time_rollout", "time_update", "time_reward_wait", "time_event_loop_lag")
 
 
 class PowerCutError(Exception):

@@ -15,7 +15,7 @@ from openmimo.judge.verdict import Status
 from openmimo.model.mimo import MiMo
 from openmimo.rewards.verdict import Verdict
 from openmimo.rl.update import PAD, gather_samples, grpo_update, micro_batches, token_logp
-from openmimo.rollout.driver import Group, Prompt
+from openmimo.rollout.records import Group, Prompt
 
 USED = 50
 SCORES: list[list[float | None]] = [[1, 0, 0.5, 0], [0, None, 1, 1], [1, 0, None, None]]

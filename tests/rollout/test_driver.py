@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from openmimo.inference.engine import Engine
-from openmimo.inference.protocol import Completion
+from openmimo.inference.protocol import Completion, Request, RequestId
 from openmimo.model.mimo import MiMo
 from openmimo.rewards.pool import RewardPool
 from openmimo.rl.stream import PromptStream
-from openmimo.rollout.demand import ValidRate
-from openmimo.rollout.driver import Group, Prompt, Rollout, RolloutDriver
-from openmimo.rollout.scheduler import StepScheduler, StepSettings
+from openmimo.rollout.driver import EngineSeat, RolloutDriver
+from openmimo.rollout.policies import Continuous, Naive, NaiveAsyncReward, Ours, Policy, Report
+from openmimo.rollout.records import Group, Prompt, Rollout
+from openmimo.rollout.scheduler import StepSettings
 from openmimo.tokenizer import Tokenizer
 
 Taught = tuple[MiMo, Tokenizer, list[dict[str, Any]]]
@@ -36,22 +37,16 @@ class Setup:
         taught: Taught,
         pool: RewardPool,
         slots: int,
-        lag: int,
+        lag: int | None,
         max_length: int = 64,
         kind: type[Engine] = Engine,
     ) -> None:
         model, self.tokenizer, self.problems = taught
         self.slots = slots
+        self.max_length = max_length
         self.engine = kind(model, slots=slots, max_length=64, used_vocab=self.tokenizer.vocab_size)
-        self.driver = RolloutDriver(
-            self.engine,
-            pool,
-            self.tokenizer.decode,
-            NEW_TOKENS,
-            max_length,
-            [self.tokenizer.eos_id],
-            lag,
-        )
+        seat = EngineSeat(self.engine, slots)
+        self.driver = RolloutDriver([seat], pool, self.tokenizer.decode, self.request, lag)
         self.stream = PromptStream(len(self.problems), seed=5)
 
     def draw(self) -> Prompt:
@@ -60,15 +55,22 @@ class Setup:
         seeds = [1000 * draw.number + sample for sample in range(GROUP)]
         return Prompt(problem, self.tokenizer.chat_prompt(problem["prompt"]), seeds)
 
-    def round(self, prompts: int = 3, max_prompts: int = 40, margin: float = 0.0) -> Rollout:
+    def request(self, prompt: Prompt, sample: int, request_id: RequestId) -> Request:
+        length = min(NEW_TOKENS, self.max_length - len(prompt.ids))
+        seed, stop_ids = prompt.sample_seeds[sample], (self.tokenizer.eos_id,)
+        return Request(request_id, prompt.ids, length, seed=seed, stop_ids=stop_ids)
+
+    def round(
+        self, prompts: int = 3, max_prompts: int = 40, policy: Policy | None = None
+    ) -> Rollout:
         settings = StepSettings(
             prompts_per_step=prompts,
             group_size=GROUP,
             max_running_samples=self.slots,
             max_prompts=max_prompts,
-            launch_margin=margin,
         )
-        rollout = self.driver.collect(StepScheduler(settings, ValidRate()), self.draw)
+        rollout = self.driver.collect(settings, self.draw, policy)
+        assert rollout is not None
         self.stream.commit(rollout.done.all_passed)
         return rollout
 
@@ -96,6 +98,22 @@ def test_batches_do_not_depend_on_lag_or_slots(taught: Taught, pool: RewardPool)
         assert other_steps != steps, "the timing is the same: nothing was tested"
 
 
+POLICIES: list[Policy] = [Naive(), NaiveAsyncReward(), Continuous(), Report(), Ours()]
+
+
+def test_every_policy_and_free_rewards_give_the_same_batches(
+    taught: Taught, pool: RewardPool
+) -> None:
+    def rounds(policy: Policy, lag: int | None) -> list[Any]:
+        setup = Setup(taught, pool, slots=12, lag=lag)
+        rollouts = [setup.round(policy=policy) for _ in range(3)]
+        return [([content(g) for g in r.groups], r.done.selected) for r in rollouts]
+
+    expected = rounds(Ours(), 4)
+    for policy in POLICIES:
+        assert rounds(policy, None) == expected, policy.name
+
+
 def test_the_same_twice_is_the_same_to_the_last_decode_step(
     taught: Taught, pool: RewardPool
 ) -> None:
@@ -121,10 +139,12 @@ def test_nothing_of_a_round_shows_up_in_the_next(taught: Taught) -> None:
         setup = Setup((model, tokenizer, slow), pool, slots=40, lag=2)
         # A small batch leaves rewards behind; a large one has groups of the same numbers.
         for number, prompts in enumerate((1, 6, 1, 6, 1, 6), start=1):
-            rollout = setup.round(prompts, margin=8.0)
+            rollout = setup.round(prompts, policy=Ours(confidence=1 - 1e-9))
             if prompts == 1:
                 aborted += rollout.done.stats.aborted
-                late += pool.in_flight
+                late += pool.scored - sum(
+                    c is not None for g in rollout.groups for c in g.completions
+                )
             stats = setup.engine.stats()
             assert stats.active == stats.waiting == 0
             for group in rollout.groups:

@@ -1,0 +1,121 @@
+"""An inference engine in a thread of its own, for an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from openmimo.inference.protocol import Completion, InferenceEngine, Request, RequestId
+
+MOST_STEPS = 32
+"""Decode steps after which the loop hears of an engine in any case: aborts wait no longer."""
+
+
+@dataclass(frozen=True)
+class Advance:
+    """Decode steps that an engine made, and what finished with the last one."""
+
+    steps: int
+    completions: list[Completion]
+
+
+class EngineWorker:
+    """Submits and aborts take effect before the next decode step, so the engine is only ever used
+    by its own thread and never waits for the event loop.
+
+    The thread returns to the loop when something has finished, when there are commands, or after
+    some steps; an engine without requests takes no step.
+    """
+
+    def __init__(self, engine: InferenceEngine, name: str, slots: int) -> None:
+        """slots: samples that the engine is given at once."""
+        self.engine, self.name, self.slots = engine, name, slots
+        self.in_flight: set[RequestId] = set()
+        self.steps = 0
+        self._submitted: list[Request] = []
+        self._aborted: list[RequestId] = []
+        self._commands = threading.Event()
+        self._news = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    def submit(self, request: Request) -> None:
+        """Queue a request, first in first out."""
+        self.in_flight.add(request.id)
+        self._submitted.append(request)
+        self._wake()
+
+    def abort(self, ids: Sequence[RequestId]) -> None:
+        """End requests; nothing more is heard of them."""
+        gone = self.in_flight.intersection(ids)
+        if gone:
+            self.in_flight -= gone
+            self._aborted += gone
+            self._wake()
+
+    @property
+    def has_commands(self) -> bool:
+        """Whether the engine has not heard of everything yet."""
+        return bool(self._submitted or self._aborted)
+
+    def forget(self) -> None:
+        """The engine is gone, with all that it had."""
+        self.in_flight.clear()
+        self._submitted.clear()
+        self._aborted.clear()
+
+    def wake(self) -> None:
+        """Let `ready` return, whether there is work or not."""
+        self._news.set()
+
+    async def ready(self) -> bool:
+        """Wait for work; whether there is some."""
+        if not self.in_flight and not self.has_commands:
+            self._news.clear()
+            await self._news.wait()
+        return bool(self.in_flight or self.has_commands)
+
+    async def advance(self, most: int = MOST_STEPS) -> Advance:
+        """Carry out the commands, then decode until something finishes or `most` steps are made.
+
+        Raises:
+            Exception: whatever the engine raised; it is of no more use then.
+        """
+        submitted, self._submitted = self._submitted, []
+        aborted, self._aborted = self._aborted, []
+        self._commands.clear()
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(
+            self._thread, self._run, submitted, aborted, min(most, MOST_STEPS), bool(self.in_flight)
+        )
+        advance = await work
+        self.steps += advance.steps
+        wanted = [c for c in advance.completions if c.request_id in self.in_flight]
+        self.in_flight.difference_update(c.request_id for c in wanted)
+        return Advance(advance.steps, wanted)
+
+    def close(self) -> None:
+        """Let the thread go; one that hangs is left behind."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _run(
+        self, submitted: list[Request], aborted: list[RequestId], most: int, busy: bool
+    ) -> Advance:
+        if submitted:
+            self.engine.submit(submitted)
+        if aborted:
+            self.engine.abort(aborted)
+        if not busy:
+            return Advance(0, [])
+        steps = 0
+        completions: list[Completion] = []
+        while steps < most and not completions and not self._commands.is_set():
+            completions = self.engine.step()
+            steps += 1
+        return Advance(steps, completions)
+
+    def _wake(self) -> None:
+        self._commands.set()
+        self._news.set()

@@ -1,0 +1,119 @@
+"""What a step's timeline amounts to, and the best that any step could have done."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from openmimo.rollout.events import Done
+from openmimo.rollout.simulator.simulate import Cluster, SimulatedStep
+from openmimo.rollout.simulator.trace import StepTrace
+from openmimo.rollout.timeline import ENGINE, Span, StepTimeline
+from openmimo.rollout.validity import Validity
+
+USELESS = ("aborted", "lost")
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Of one step.
+
+    seconds: from the first launch to the complete batch, rewards included.
+    bound: seconds that no schedule can be faster than, even one that knows all lengths and scores.
+    idle: 1 - busy time / (engines * seconds). An engine is busy while it decodes at least one
+        sample that is neither stopped nor lost later.
+    waste: valid groups finished and not needed, as a share of the batch.
+    length_bias: mean tokens of the batch's answers, less those of the right batch.
+    slot_use: share of all slots' time in which a sample was decoded.
+    discarded: share of the generated tokens that were stopped, lost or not needed.
+    tail: seconds from the last launch to the end.
+    """
+
+    seconds: float
+    bound: float
+    idle: float
+    waste: float
+    length_bias: float
+    slot_use: float
+    discarded: float
+    tail: float
+
+    @property
+    def share_of_bound(self) -> float:
+        return self.bound / self.seconds
+
+
+def measure(
+    step: SimulatedStep, trace: StepTrace, cluster: Cluster, validity: Validity
+) -> Measures:
+    """Of a simulated step of `trace`."""
+    timeline, done = step.timeline, step.done
+    generated = [span for span in timeline.spans if span.kind == "generate"]
+    capacity = cluster.engines * timeline.seconds
+    tokens = sum(span.tokens for span in generated)
+    needed = sum(span.tokens for span in generated if span.outcome in ("kept", "filtered"))
+    occupied = sum(span.end - span.start for span in generated)
+    return Measures(
+        seconds=timeline.seconds,
+        bound=clairvoyant_bound(trace, cluster, validity),
+        idle=1 - busy_seconds(timeline) / capacity,
+        waste=done.stats.surplus_valid / trace.prompts_per_step,
+        length_bias=length_bias(done, trace, validity),
+        slot_use=occupied / (capacity * cluster.speed.slots),
+        discarded=1 - needed / tokens,
+        tail=timeline.seconds - timeline.last_launch,
+    )
+
+
+def busy_seconds(timeline: StepTimeline) -> float:
+    """Of all engines together; see `Measures.idle`. An engine's own rewards are not decoding."""
+    useful: dict[str, list[Span]] = {}
+    own_rewards: dict[str, list[Span]] = {}
+    for span in timeline.spans:
+        if span.kind == "generate" and span.outcome not in USELESS:
+            useful.setdefault(span.lane, []).append(span)
+        elif span.kind == "reward" and span.lane.startswith(ENGINE):
+            own_rewards.setdefault(span.lane, []).append(span)
+    total = 0.0
+    for lane, spans in useful.items():
+        pauses = own_rewards.get(lane, [])
+        total += _covered(spans + pauses) - _covered(pauses)
+    return total
+
+
+def _covered(spans: Iterable[Span]) -> float:
+    """Seconds in which at least one of the spans runs."""
+    total, until = 0.0, 0.0
+    for start, end in sorted((span.start, span.end) for span in spans):
+        if end > until:
+            total += end - max(start, until)
+            until = end
+    return total
+
+
+def length_bias(done: Done, trace: StepTrace, validity: Validity) -> float:
+    """Mean tokens of the answers in the batch, less those of the oracle's."""
+    right, _ = trace.oracle(validity)
+    return _mean_tokens(trace, done.selected) - _mean_tokens(trace, right)
+
+
+def _mean_tokens(trace: StepTrace, indices: Iterable[int]) -> float:
+    lengths = [trace.prompts[index].tokens for index in indices]
+    return float(np.mean(lengths)) if lengths else 0.0
+
+
+def clairvoyant_bound(trace: StepTrace, cluster: Cluster, validity: Validity) -> float:
+    """Seconds that the right batch takes at least, with the prompts before it that are not valid.
+
+    The larger of two: the time of the sample that takes longest, alone on its engine, and its
+    reward; and the tokens of all, decoded at the rate of full engines from beginning to end.
+    """
+    _, end = trace.oracle(validity)
+    prompts, speed = trace.prompts[:end], cluster.speed
+    longest = max(
+        tokens / speed.rate(1) + seconds
+        for prompt in prompts
+        for tokens, seconds in zip(prompt.tokens, prompt.reward_seconds, strict=True)
+    )
+    work = sum(sum(prompt.tokens) for prompt in prompts)
+    return max(speed.prefill + longest, work / (cluster.engines * speed.throughput))
