@@ -20,6 +20,7 @@ from openmimo.errors import UserError
 from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request, RequestId
 from openmimo.inference.sampling import sample_seed
+from openmimo.judge.connect import LOCAL
 from openmimo.metrics import MetricsWriter
 from openmimo.model.checkpoint import load_model, save_model
 from openmimo.model.mimo import MiMo
@@ -64,8 +65,8 @@ def run(recipe: Recipe, run: Run, variant: Variant) -> None:
     problems = load_problems(run.dir / "stages" / "difficulty" / "problems.jsonl", recipe.rl)
     model = load_model(run.dir / "stages" / START[variant] / "model", dtype=torch.float32)
     tokenizer = Tokenizer.load(run.dir / "stages" / "data" / "tokenizer")
-    trackers = recipe.compute.trackers
-    if train(run, stage, recipe.rl, recipe.seed, model, tokenizer, problems, trackers):
+    places = (recipe.compute.trackers, recipe.compute.judge)
+    if train(run, stage, recipe.rl, recipe.seed, model, tokenizer, problems, *places):
         stage.finish()
 
 
@@ -90,6 +91,7 @@ def train(
     tokenizer: Tokenizer,
     problems: list[dict[str, Any]],
     trackers: Sequence[str] = (),
+    judge_at: str = LOCAL,
 ) -> bool:
     """Run all steps; the final model goes to `stage.dir/model`.
 
@@ -98,7 +100,7 @@ def train(
 
     Raises:
         UserError: `max_short_steps` steps in a row found too few valid groups, or a tracker is not
-            installed.
+            installed, or the judge does not start.
     """
     for layer in model.mtp_layers:
         layer.requires_grad_(False)  # the recipe freezes MTP in RL
@@ -152,7 +154,7 @@ def train(
     grading = Grading(config.reward, config.level_scores, config.cumulative)
     seat = EngineSeat(engine, config.slots)
     with (
-        RewardPool(grading=grading, judge=JUDGE_LIMITS) as pool,
+        RewardPool(grading=grading, judge=JUDGE_LIMITS, judge_at=judge_at) as pool,
         RolloutDriver([seat], pool, tokenizer.decode, request, config.reward_lag) as driver,
         MetricsWriter(stage.dir / "metrics.jsonl", resume_step=first) as metrics,
         Trackers(trackers, run.dir, stage.dir, first) as tracked,
