@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from openmimo.cli_curate import add_curate_verb
-from openmimo.cli_judge import add_judge_verb
+from openmimo.cli_judge import add_judge_verbs
 from openmimo.cli_models import MODEL_VERBS, add_model_verbs
 from openmimo.cli_plan import add_plan_verb, plan
 from openmimo.cli_report import add_report_verbs
@@ -79,25 +79,29 @@ STAGES = {
             "rl.level_clustering",
             "rl.level_samples",
             "rl.max_new_tokens",
+            "compute.judge",
         ),
         after=("mtp-heads", "sft"),
     ),
     "rl-zero": StageVerb(
         "train RL-Zero from Base",
         "openmimo.rl.train",
-        ("rl", "compute.trackers", "compute.trace_steps"),
+        ("rl", "compute.trackers", "compute.judge", "compute.trace_steps"),
         after=("difficulty",),
         arguments=(("variant", "rl_zero"),),
     ),
     "rl": StageVerb(
         "train RL from SFT",
         "openmimo.rl.train",
-        ("rl", "compute.trackers", "compute.trace_steps"),
+        ("rl", "compute.trackers", "compute.judge", "compute.trace_steps"),
         after=("difficulty",),
         arguments=(("variant", "rl"),),
     ),
     "eval": StageVerb(
-        "score the four variants", "openmimo.evals.run", ("eval",), after=("rl-zero", "rl")
+        "score the four variants",
+        "openmimo.evals.run",
+        ("eval", "compute.judge"),
+        after=("rl-zero", "rl"),
     ),
     "release": StageVerb(
         "write the four release folders", "openmimo.release", ("release",), after=("eval",)
@@ -125,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 130
         again = (
             "nothing was written"
-            if verb in (*MODEL_VERBS, "plan", "serve", "judge", "trace", "chat")
+            if verb in (*MODEL_VERBS, "plan", "serve", "judge", "judge-serve", "trace", "chat")
             else "the same command goes on from here"
         )
         print(f"mimo: stopped; {again}", file=sys.stderr)
@@ -221,7 +225,7 @@ def make_parser() -> Parser:
     add_model_verbs(verbs)
     add_serve_verb(verbs)
     add_curate_verb(verbs)
-    add_judge_verb(verbs)
+    add_judge_verbs(verbs)
     add_report_verbs(verbs)
 
     talk = verbs.add_parser("chat", help="talk to a model in the terminal")

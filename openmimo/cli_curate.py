@@ -49,6 +49,8 @@ def add_curate_verb(verbs: Any) -> None:
     add("--rollouts", type=positive, default=16, help="answers of each model (default: 16)")
     add("--max-tokens", type=positive, default=4096, help="of an answer (default: 4096)")
     add("--temperature", type=positive_number, default=1.0, help="(default: 1.0)")
+    text = "of `mimo judge-serve`, separated by commas (default: programs are judged here)"
+    add("--judge", metavar="URL", default="local", help=text)
     add("--seed", type=int, default=0, help="of the rollouts (default: 0)")
     verb.set_defaults(handler=curate)
 
@@ -74,6 +76,7 @@ def curate(options: argparse.Namespace) -> None:
         filter=options.filter,
         strong=solver("strong", options.strong, options.strong_engine),
         own=solver("model", options.model, options.model_engine),
+        judge=options.judge,
     )
     sources = [open_source(text) for text in options.sources]
     against = [open_source(text) for text in options.against]

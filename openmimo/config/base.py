@@ -23,6 +23,7 @@ NEUTRAL = (
     "collective_timeout",
     "keep_checkpoints",
     "trackers",
+    "judge",
     "trace_steps",
 )
 """Settings that a stage's result does not depend on, rounding aside: changing them must not redo

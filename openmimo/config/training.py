@@ -161,5 +161,9 @@ class ComputeConfig(Config):
     """Checkpoints kept of each stage, the latest ones."""
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """Where the numbers of metrics.jsonl go as well; each needs its package."""
+    judge: str = "local"
+    """Where RL, difficulty and evaluation judge programs: "local", in processes of their own;
+    "ray", on all nodes of the cluster at RAY_ADDRESS; or addresses of `mimo judge-serve`, separated
+    by commas (API key: OPENMIMO_JUDGE_KEY)."""
     trace_steps: int = Field(default=3, ge=0)
     """Latest rollout steps of RL whose timelines are kept, for `mimo trace` and the report."""

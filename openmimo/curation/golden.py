@@ -16,8 +16,10 @@ from openmimo.curation.formats import Problem
 from openmimo.curation.gates import Drop, Sifted
 from openmimo.curation.journal import Journal, content_key, problem_key
 from openmimo.errors import UserError
-from openmimo.judge import Judge, Limits, SolutionVerdict, Status
+from openmimo.judge import Limits, SolutionVerdict, Status
 from openmimo.judge.cases import Test
+from openmimo.judge.connect import LOCAL, open_judge
+from openmimo.judge.protocol import SolutionJudge
 from openmimo.judge.records import parse_test
 from openmimo.rewards.grading import check_levels, scaled_scores
 from openmimo.rewards.math import MAX_ANSWER_CHARS, extract_answer
@@ -53,7 +55,11 @@ Settle = Callable[[], Problem | Drop]
 
 
 def check_references(
-    problems: Iterable[Problem], seconds: float, journal: Journal, interrupt: Interrupt
+    problems: Iterable[Problem],
+    seconds: float,
+    journal: Journal,
+    interrupt: Interrupt,
+    judge_at: str = LOCAL,
 ) -> Sifted:
     """Drop problems whose reference is of no use to the verifier.
 
@@ -64,11 +70,12 @@ def check_references(
 
     seconds: CPU time of one test.
     journal: of golden solutions (reason, detail); what it knows does not run again.
+    judge_at: where programs are judged, see `open_judge`.
 
-    Raises UserError where the judge cannot set its sandbox up.
+    Raises UserError where the judge cannot set its sandbox up, or does not answer.
     """
     waiting: deque[Settle] = deque()
-    with _GoldenJudge(seconds, journal) as judge:
+    with _GoldenJudge(seconds, journal, judge_at) as judge:
         for problem in problems:
             code = problem["domain"] == "code"
             waiting.append(judge.begin(problem) if code else partial(_sift_answer, problem))
@@ -100,10 +107,10 @@ def _check_answer(answer: str) -> Fault | None:
 class _GoldenJudge:
     """Runs golden solutions that the journal does not know; its processes start with the first."""
 
-    def __init__(self, seconds: float, journal: Journal) -> None:
-        self._seconds, self._journal = seconds, journal
+    def __init__(self, seconds: float, journal: Journal, judge_at: str) -> None:
+        self._seconds, self._journal, self._judge_at = seconds, journal, judge_at
         self._limits = test_limits(seconds)
-        self._judge: Judge | None = None
+        self._judge: SolutionJudge | None = None
 
     def begin(self, problem: Problem) -> Settle:
         """Let a problem's golden solution run, if it has one."""
@@ -119,7 +126,9 @@ class _GoldenJudge:
         if known is not None:
             reason, detail = known
             return lambda: Drop(problem, reason, detail) if reason else problem
-        runs = [self._submit(problem["golden"], tests, self._limits) for _ in range(RUNS)]
+        # Each with another comment, else the second run would be a remembered one.
+        programs = [f"{problem['golden']}\n# run {number}" for number in range(RUNS)]
+        runs = [self._submit(program, tests, self._limits) for program in programs]
         return lambda: self._settle(problem, tests, key, runs)
 
     def _settle(
@@ -147,8 +156,7 @@ class _GoldenJudge:
         self, golden: str, tests: Sequence[Test], limits: Limits
     ) -> Future[SolutionVerdict]:
         if self._judge is None:
-            # Without a cache, else the second run would be the first one's verdict.
-            self._judge = Judge(os.cpu_count() or 1, cache_size=0)
+            self._judge = open_judge(self._judge_at, os.cpu_count() or 1)
         return self._judge.submit(golden, tests, limits)
 
     def __enter__(self) -> Self:

@@ -29,6 +29,7 @@ from openmimo.curation.solver import Sampling, Solver
 from openmimo.curation.sources import Source, read_items, read_sources
 from openmimo.data.rows import digest, import_parquet
 from openmimo.errors import UserError
+from openmimo.judge.connect import LOCAL
 from openmimo.runs import Run
 
 GATES = ("read", "dedup", "decontaminate", "kinds", "references", "keep")
@@ -44,6 +45,7 @@ class Settings:
     ngram: words that a problem and an evaluation item must share.
     filter: MODULE:FUNCTION, see `gates.Judgement`; None: the rules alone.
     strong, own: the models that solve the problems; None: no rollouts.
+    judge: where programs are judged, see `open_judge`; changes no result.
     """
 
     similarity: float
@@ -53,6 +55,7 @@ class Settings:
     filter: str | None = None
     strong: Solver | None = None
     own: Solver | None = None
+    judge: str = LOCAL
 
 
 def curate(sources: list[Source], against: list[Source], settings: Settings, folder: Path) -> Path:
@@ -65,7 +68,7 @@ def curate(sources: list[Source], against: list[Source], settings: Settings, fol
     import_parquet()  # now rather than after hours of rollouts
     sampling = settings.sampling
     with Run(folder) as run:
-        chain = _Chain(run)
+        chain = _Chain(run, settings.judge)
         read_key = {"sources": [each.key for each in sources], "fields": dict(settings.fields)}
         chain.gate("read", read_key, lambda _: read_sources(sources, settings.fields))
         chain.gate(
@@ -84,7 +87,7 @@ def curate(sources: list[Source], against: list[Source], settings: Settings, fol
                 "references",
                 {"seconds": sampling.test_seconds},
                 lambda problems: check_references(
-                    problems, sampling.test_seconds, journal, run.interrupt
+                    problems, sampling.test_seconds, journal, run.interrupt, settings.judge
                 ),
             )
         strong = chain.rollouts("strong", settings.strong, sampling)
@@ -102,8 +105,8 @@ class _Chain:
     problems: what the latest gate kept.
     """
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, run: Run, judge: str) -> None:
+        self._run, self._judge = run, judge
         self.problems: Iterable[Problem] = ()
         self._kept = ""  # hash of the last gate's problems
         self._measured: list[str] = []  # the models' names, and hashes of their outcomes
@@ -156,8 +159,9 @@ class _Chain:
         path = self.journal(f"rollouts-{solver.fingerprint(sampling)}")
         with open_journal(path) as journal:
             found = roll_out(
-                f"rollouts {name}", solver, self.problems, sampling, journal, self._run.interrupt
-            )
+                f"rollouts {name}", solver, self.problems, sampling, journal, self._run.interrupt,
+                self._judge,
+            )  # fmt: skip
         values = {each: asdict(outcomes) for each, outcomes in found.items()}
         self._measured.append(f"{name} {content_key(values)}")
         return found

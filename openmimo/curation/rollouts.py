@@ -22,6 +22,7 @@ from openmimo.errors import UserError
 from openmimo.inference.choose import open_engine
 from openmimo.inference.protocol import Completion, InferenceEngine, Request
 from openmimo.inference.sampling import sample_seed
+from openmimo.judge.connect import LOCAL
 from openmimo.model.checkpoint import load_config
 from openmimo.progress import Progress
 from openmimo.rewards.grading import ALL_TESTS
@@ -70,6 +71,7 @@ def roll_out(
     sampling: Sampling,
     journal: Journal,
     interrupt: Interrupt,
+    judge_at: str = LOCAL,
 ) -> dict[str, Outcomes]:
     """Let a model answer all problems as often as the journal lacks; outcomes by problem id.
 
@@ -79,11 +81,12 @@ def roll_out(
     Args:
         name: for the progress lines.
         problems: iterated over several times.
+        judge_at: where programs are judged, see `open_judge`.
 
     Raises:
         UserError: no such model or engine, the judge cannot run here, or nothing comes back.
     """
-    rollouts = _Rollouts(name, solver, problems, sampling, journal, interrupt)
+    rollouts = _Rollouts(name, solver, problems, sampling, journal, interrupt, judge_at)
     rollouts.sample()
     interrupt.check()
     return rollouts.outcomes()
@@ -100,9 +103,11 @@ class _Rollouts:
         sampling: Sampling,
         journal: Journal,
         interrupt: Interrupt,
+        judge_at: str,
     ) -> None:
         self._name, self._solver, self._problems = name, solver, problems
         self._sampling, self._journal, self._interrupt = sampling, journal, interrupt
+        self._judge_at = judge_at
         self._tokenizer = Tokenizer.load(solver.folder)
         self._context = load_config(solver.folder).max_position_embeddings
         self._decoding: dict[str, _Task] = {}
@@ -120,7 +125,9 @@ class _Rollouts:
         with (
             # Every test, not only up to the first failure: the rule on programs without a golden
             # solution and the tests' pass rates need all of them.
-            RewardPool(workers, workers, ALL_TESTS, judge=limits, every_test=True) as pool,
+            RewardPool(
+                workers, workers, ALL_TESTS, judge=limits, every_test=True, judge_at=self._judge_at
+            ) as pool,
             open_engine(
                 self._solver.engine,
                 self._solver.folder,

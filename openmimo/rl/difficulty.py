@@ -129,7 +129,9 @@ def _solve(
         for problem, ids in zip(problems, ids_of, strict=True)
     ]
     with (
-        RewardPool(grading=ALL_TESTS, judge=JUDGE_LIMITS, every_test=True) as pool,
+        RewardPool(
+            grading=ALL_TESTS, judge=JUDGE_LIMITS, every_test=True, judge_at=recipe.compute.judge
+        ) as pool,
         RolloutDriver(
             [EngineSeat(engine, config.slots)], pool, tokenizer.decode, request
         ) as driver,

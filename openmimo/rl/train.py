@@ -20,6 +20,7 @@ from openmimo.errors import UserError
 from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request, RequestId
 from openmimo.inference.sampling import sample_seed
+from openmimo.judge.connect import LOCAL
 from openmimo.metrics import MetricsWriter
 from openmimo.model.checkpoint import load_model, save_model
 from openmimo.model.mimo import MiMo
@@ -65,8 +66,9 @@ def run(recipe: Recipe, run: Run, variant: Variant) -> None:
     problems = load_problems(run.dir / "stages" / "difficulty" / "problems.jsonl", recipe.rl)
     model = load_model(run.dir / "stages" / START[variant] / "model", dtype=torch.float32)
     tokenizer = Tokenizer.load(run.dir / "stages" / "data" / "tokenizer")
-    logs = recipe.compute.trackers, recipe.compute.trace_steps
-    if train(run, stage, recipe.rl, recipe.seed, model, tokenizer, problems, *logs):
+    compute = recipe.compute
+    places = (compute.trackers, compute.judge, compute.trace_steps)
+    if train(run, stage, recipe.rl, recipe.seed, model, tokenizer, problems, *places):
         stage.finish()
 
 
@@ -91,6 +93,7 @@ def train(
     tokenizer: Tokenizer,
     problems: list[dict[str, Any]],
     trackers: Sequence[str] = (),
+    judge_at: str = LOCAL,
     trace_steps: int = 0,
 ) -> bool:
     """Run all steps; the final model goes to `stage.dir/model`, the timelines of the latest
@@ -101,7 +104,7 @@ def train(
 
     Raises:
         UserError: `max_short_steps` steps in a row found too few valid groups, or a tracker is not
-            installed.
+            installed, or the judge does not start.
     """
     for layer in model.mtp_layers:
         layer.requires_grad_(False)  # the recipe freezes MTP in RL
@@ -156,7 +159,7 @@ def train(
     grading = Grading(config.reward, config.level_scores, config.cumulative)
     seat = EngineSeat(engine, config.slots)
     with (
-        RewardPool(grading=grading, judge=JUDGE_LIMITS) as pool,
+        RewardPool(grading=grading, judge=JUDGE_LIMITS, judge_at=judge_at) as pool,
         RolloutDriver([seat], pool, tokenizer.decode, request, config.reward_lag) as driver,
         MetricsWriter(stage.dir / "metrics.jsonl", resume_step=first) as metrics,
         Trackers(trackers, run.dir, stage.dir, first) as tracked,

@@ -30,7 +30,23 @@ def test_a_dead_server_is_replaced_and_nothing_is_lost():
         assert run(judge, "def f(): return 1", [[]], [1]).passed == (True,)
 
 
-def test_a_server_that_dies_twice_is_a_judge_error():
+def test_whoever_kills_workers_may_kill_their_successors_before_they_are_ready():
+    with Judge() as judge:
+        pids = [judge._workers[0].pid]
+        os.kill(pids[0], signal.SIGKILL)
+        while judge._workers[0].alive():
+            time.sleep(0.01)
+        future = submit(judge, "def f(): return 1", [[]], [1])
+        while len(pids) < 6:
+            if (pid := judge._workers[0].pid) not in pids:
+                os.kill(pid, signal.SIGKILL)
+                pids.append(pid)
+            time.sleep(0.001)
+        assert future.result(timeout=60).passed == (True,)
+        assert judge.stats().restarts == 6
+
+
+def test_a_server_that_dies_five_times_is_a_judge_error():
     with Judge() as judge:
         slow = submit(judge, "import time\ndef f(): time.sleep(3)", [[]], [None])
         killed = set()
@@ -40,7 +56,7 @@ def test_a_server_that_dies_twice_is_a_judge_error():
                 os.kill(pid, signal.SIGKILL)
                 killed.add(pid)
             time.sleep(0.01)
-        assert len(killed) == 2
+        assert len(killed) == 5
         assert slow.result().judge_failed
         assert run(judge, "def f(): return 1", [[]], [1]).passed == (True,)
 
