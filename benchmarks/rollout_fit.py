@@ -1,8 +1,8 @@
 """Fit the rollout simulator's free numbers to the report's Table 2.
 
 The numbers are those of `FREE`; all others are measured or stated (docs/rollout.md). A random
-search: from the best point so far some numbers are moved, less and less, on the same traces. A point
-is judged by `misfit`, the squared distances to Table 2 in units of a tolerance.
+search: from the best point so far some numbers are moved, less and less, on the same traces. A
+point is judged by `misfit`, the squared distances to Table 2 in units of a tolerance.
 
     python benchmarks/rollout_fit.py --evaluations 200 --json fit.json
 """

@@ -15,6 +15,7 @@ from openmimo.cli_curate import add_curate_verb
 from openmimo.cli_judge import add_judge_verb
 from openmimo.cli_models import MODEL_VERBS, add_model_verbs
 from openmimo.cli_plan import add_plan_verb, plan
+from openmimo.cli_rollout import add_rollout_verb
 from openmimo.cli_serve import add_serve_verb
 from openmimo.errors import UserError
 from openmimo.torchrun import end_with_torchrun, tell_torchrun
@@ -218,6 +219,7 @@ def make_parser() -> Parser:
     add_serve_verb(verbs)
     add_curate_verb(verbs)
     add_judge_verb(verbs)
+    add_rollout_verb(verbs)
 
     report = verbs.add_parser("report", help="render the report of a run")
     report.add_argument("run", metavar="RUN", type=Path, help="the run's folder")

@@ -196,7 +196,7 @@ class Ours(Policy):
     places: Places = "tokens"
     longest_first: bool = True
     early_verdicts: bool = True
-    confidence: float = 0.7
+    confidence: float = 0.9
     posterior: bool = True
 
     def launches(self, step: StepView) -> bool:

@@ -11,8 +11,8 @@ H200 = EngineSpeed(base=7.04e-3, per_row=0.0643e-3, slots=128, prefill=0.015)
 and 128), each within 3 %. The time to read a prompt is assumed."""
 
 ACCEPTANCE = 0.586
-"""Of one draft by MiMo-7B-RL's MTP layer, as the engine of slime and vime measured it. The report
-says about 0.9; the lower one is taken."""
+"""Of one draft by MiMo-7B-RL's MTP layer, as vime's authors measured it. The report says about 0.9;
+the lower one is taken."""
 
 DRAFT_COST = 0.11
 """Of a plain step's base. A draft reads the weights of one layer of 36 and of the output matrix,
@@ -46,10 +46,44 @@ class Setting:
         )
         return replace(self, world=world, cluster=cluster, imagined=max(1, self.imagined // by))
 
+    def on(self, engines: int) -> "Setting":
+        """The same batch on a cluster of so many engines, all else in proportion."""
+        share = engines / self.cluster.engines
+        cluster = Cluster(
+            engines,
+            self.cluster.speed,
+            max(1, round(share * self.cluster.reward_workers)),
+            max(1, round(share * self.cluster.serial_rewards)),
+        )
+        return replace(self, about=f"{self.about}, {engines} engines", cluster=cluster)
+
+    def of(self, about: str, **changes: float) -> "Setting":
+        """The same with another kind of work; `changes`: of `World`."""
+        return replace(self, about=about, world=replace(self.world, **changes))  # type: ignore[arg-type]
+
 
 REPORT = Setting(
     "the report's Table 2: 512 prompts of 16 samples on 256 engines",
-    World(median_tokens=2500, between=0.65, within=0.55, difficulty=0.0, reward_seconds=0.1),
+    World(
+        median_tokens=2800, between=0.4, within=0.8, difficulty=0.0, pass_rate=0.5,
+        reward_seconds=0.1, code_seconds=1.0,
+    ),
     Cluster(256, H200, reward_workers=1024, serial_rewards=64),
     imagined=64,
-)
+)  # fmt: skip
+"""Fitted to Table 2 by benchmarks/rollout_fit.py; docs/rollout.md says how well it does."""
+
+SETTINGS = {
+    "report": REPORT,
+    "small": replace(REPORT.scaled(16), about="the report's, 16 times smaller: for a quick look"),
+    "engines-8": REPORT.on(8),
+    "engines-64": REPORT.on(64),
+    "valid-20": REPORT.of("a fifth of the groups valid", valid_rate=0.2, stream=16),
+    "valid-60": REPORT.of("three fifths of the groups valid", valid_rate=0.6),
+    "valid-80": REPORT.of("four fifths of the groups valid", valid_rate=0.8),
+    "code": REPORT.of("nine of ten prompts are code", code_share=0.9),
+    "early": REPORT.of("short answers, as early in training", median_tokens=700),
+    "late": REPORT.of("long answers, as late in training", median_tokens=6000),
+    "first-epoch": REPORT.of("no prompt was ever sampled before", visited=0.0),
+}
+"""Those of `mimo rollout-bench --setting`."""

@@ -1,4 +1,4 @@
-"""Policies side by side on the same traces."""
+"""Ways to run a step, by the names that tables give them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +14,7 @@ from openmimo.rollout.policies import (
     Policy,
     RefillTwice,
     Report,
+    Static,
 )
 from openmimo.rollout.simulator.measure import Measures, measure
 from openmimo.rollout.simulator.settings import Setting
@@ -51,6 +52,15 @@ def rows(imagined: int) -> dict[str, Row]:
         "ours_no_early_verdicts": Row(replace(ours, early_verdicts=False)),
         "ours_no_early_termination": Row(replace(ours, ends="drain")),
         "ours_mtp": Row(ours, drafts=True),
+    }
+
+
+def validation_rows() -> dict[str, Row]:
+    """Those of the report's Table 3: all answers to a set of prompts are wanted."""
+    return {
+        "naive": Row(Naive(), every_group),
+        "streaming": Row(Static(), every_group),
+        "streaming_mtp": Row(Static(), every_group, drafts=True),
     }
 
 
