@@ -153,21 +153,23 @@ class RefillTwice(Policy):
 class Continuous(Policy):
     """The report's continuous rollout: launch while the groups that run are not expected to be
     enough, by the valid rate of this step so far. Rewards by the process that generates; waits for
-    all.
+    all. The report does not give its rule; these two numbers fit its Table 2 (docs/rollout.md).
 
-    imagined: valid groups that count as seen at the beginning. The report does not say how its rate
-        begins; a step that starts with one batch is what fits its Table 2 (docs/rollout.md).
+    imagined: valid groups that count as seen at the beginning, in batches.
+    margin: how many more groups than wanted are to be expected, in batches.
     """
 
     name = "continuous"
     rewards: Rewards = "inline"
     places: Places = "sample"
-    imagined: int = 32
+    imagined: float = 0.15
+    margin: float = 0.1
 
     def launches(self, step: StepView) -> bool:
         undecided = step.launched - step.valid - step.invalid
-        rate = (step.valid + self.imagined) / (step.valid + step.invalid + self.imagined)
-        return step.valid + undecided * rate < step.wanted
+        imagined = self.imagined * step.wanted
+        rate = (step.valid + imagined) / (step.valid + step.invalid + imagined)
+        return step.valid + undecided * rate < (1 + self.margin) * step.wanted
 
 
 @dataclass(frozen=True)

@@ -310,9 +310,12 @@ def launches(actions: list[Action]) -> int:
     return sum(isinstance(action, Launch) for action in actions)
 
 
-def test_the_report_launches_what_the_valid_rate_predicts() -> None:
-    scheduler = StepScheduler(step(batch=8), Report(), rates(2, mixed=4000, same=6000))
-    assert launches(scheduler.start()) == 20  # 20 prompts x 0.4 = 8
+def test_the_report_launches_what_the_valid_rate_of_this_step_predicts() -> None:
+    settings, history = step(batch=8, group=2), rates(2, mixed=4000, same=6000)
+    scheduler = StepScheduler(settings, Report(imagined=0.25, margin=0.0), history)
+    assert launches(scheduler.start()) == 8  # nothing is known yet
+    assert launches(score(scheduler, 0, 1.0, 1.0)) == 5  # (8 + 5 - 1) x 2 / 3 = 8
+    assert launches(score(scheduler, 1, 0.0, 1.0)) == 0  # 1 + 11 x 3 / 4 > 8
 
 
 def test_confidence_launches_more_and_what_is_known_of_prompts_less() -> None:

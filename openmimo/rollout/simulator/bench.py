@@ -89,7 +89,7 @@ def _one_seed(setting: Setting, seed: int) -> tuple[dict[str, Measures], dict[st
 def _both_tables(
     setting: Setting, trace: StepTrace
 ) -> tuple[dict[str, Measures], dict[str, Measures]]:
-    training = run_rows(trace, setting, rows(setting.imagined))
+    training = run_rows(trace, setting, rows())
     return training, run_rows(trace, setting, validation_rows())
 
 

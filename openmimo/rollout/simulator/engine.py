@@ -121,4 +121,4 @@ class SimulatedEngine:
         """Take a row out; returns the tokens it has got."""
         self.advance(now)
         _, begun = self._live.pop((prompt, sample))
-        return int(self._clock - begun)
+        return int(self._clock - begun + 1e-6)  # whole tokens, but for rounding

@@ -21,13 +21,11 @@ which are 0.8 of 7.6 billion."""
 
 @dataclass(frozen=True)
 class Setting:
-    """What is simulated: `world` makes the traces, `cluster` runs them; `imagined`: of the report's
-    policies (`policies.Continuous`)."""
+    """What is simulated: `world` makes the traces, `cluster` runs them."""
 
     about: str
     world: World
     cluster: Cluster
-    imagined: int
 
     @property
     def drafting(self) -> Cluster:
@@ -44,7 +42,7 @@ class Setting:
             reward_workers=max(1, self.cluster.reward_workers // by),
             serial_rewards=max(1, round(self.cluster.serial_rewards / by)),
         )
-        return replace(self, world=world, cluster=cluster, imagined=max(1, self.imagined // by))
+        return replace(self, world=world, cluster=cluster)
 
     def on(self, engines: int) -> "Setting":
         """The same batch on a cluster of so many engines, all else in proportion."""
@@ -65,11 +63,10 @@ class Setting:
 REPORT = Setting(
     "the report's Table 2: 512 prompts of 16 samples on 256 engines",
     World(
-        median_tokens=2800, between=0.4, within=0.8, difficulty=0.0, pass_rate=0.5,
+        median_tokens=2500, between=0.4, within=0.8, difficulty=0.0, pass_rate=0.5,
         reward_seconds=0.1, code_seconds=1.0,
     ),
     Cluster(256, H200, reward_workers=1024, serial_rewards=64),
-    imagined=64,
 )  # fmt: skip
 """Fitted to Table 2 by benchmarks/rollout_fit.py; docs/rollout.md says how well it does."""
 

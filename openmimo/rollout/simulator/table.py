@@ -32,9 +32,9 @@ class Row:
     drafts: bool = False
 
 
-def rows(imagined: int) -> dict[str, Row]:
+def rows() -> dict[str, Row]:
     """Those of the report's Table 2, of other frameworks, ours, and ours without each of its
-    parts. `imagined`: of the report's."""
+    parts."""
     ours = Ours()
     return {
         "static": Row(Naive(), every_group),
@@ -43,9 +43,9 @@ def rows(imagined: int) -> dict[str, Row]:
         "one_for_one": Row(OneForOne()),
         "greedy": Row(Greedy()),
         "refill_2k": Row(RefillTwice()),
-        "continuous": Row(Continuous(imagined=imagined)),
-        "continuous_async_reward": Row(ContinuousAsyncReward(imagined=imagined)),
-        "report": Row(Report(imagined=imagined)),
+        "continuous": Row(Continuous()),
+        "continuous_async_reward": Row(ContinuousAsyncReward()),
+        "report": Row(Report()),
         "ours": Row(ours),
         "ours_no_posterior": Row(replace(ours, posterior=False)),
         "ours_no_longest_first": Row(replace(ours, longest_first=False)),
