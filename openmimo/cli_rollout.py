@@ -74,17 +74,18 @@ def _print(options: argparse.Namespace, setting: Setting, training: Runs, valid:
     steps = len(training["naive"])
     console = Console()
     told = TABLE_2 if options.setting == "report" and not options.trace else {}
-    title = f"{work}; {setting.cluster.engines} engines, {steps} steps"
-    console.print(_table(title, summary(training), told))
+    print(f"{work}; {setting.cluster.engines} engines, {steps} steps")
+    console.print(_table(summary(training), told))
     told = TABLE_3 if options.setting == "report" and not options.trace else {}
-    console.print(_table("All answers to as many prompts (validation)", summary(valid), told))
-    console.print("± is half of a 95 % interval. A greedy batch is biased towards short answers.")
+    print("all answers to as many prompts, as in validation")
+    console.print(_table(summary(valid), told))
+    print("± is half of a 95 % interval; tail: seconds after the last launch; docs/rollout.md")
 
 
-def _table(title: str, rows: Mapping[str, TableRow], told: Mapping[str, Published]) -> Table:
+def _table(rows: Mapping[str, TableRow], told: Mapping[str, Published]) -> Table:
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column("policy")
     heads = ("rollout", "overall", "idle", "waste", "length bias", "of bound", "tail")
     for head in heads:
