@@ -23,6 +23,9 @@ SETTINGS = (
     "early", "late", "first-epoch",
 )  # fmt: skip
 
+WIDTH = 130
+"""Columns of a printed table, whatever the terminal: a narrower one may wrap whole lines."""
+
 MEASURES = ("rollout_speedup", "overall_speedup", "idle", "waste", "length_bias", "share_of_bound")
 """What the JSON says of a policy."""
 
@@ -72,31 +75,30 @@ def _print(options: argparse.Namespace, setting: Setting, training: Runs, valid:
 
     work = f"trace {options.trace}" if options.trace else setting.about
     steps = len(training["naive"])
-    console = Console()
+    console = Console(width=WIDTH)
     told = TABLE_2 if options.setting == "report" and not options.trace else {}
     print(f"{work}; {setting.cluster.engines} engines, {steps} steps")
     console.print(_table(summary(training), told))
     told = TABLE_3 if options.setting == "report" and not options.trace else {}
     print("all answers to as many prompts, as in validation")
     console.print(_table(summary(valid), told))
-    print("± is half of a 95 % interval; tail: seconds after the last launch; docs/rollout.md")
+    print("± is half of a 95 % interval; all columns are explained in docs/rollout.md")
 
 
 def _table(rows: Mapping[str, TableRow], told: Mapping[str, Published]) -> Table:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table()
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("policy")
-    heads = ("rollout", "overall", "idle", "waste", "length bias", "of bound", "tail")
-    for head in heads:
+    heads = ["rollout", "overall", "idle", "waste", "bias", "bound", "blind bound"]
+    for head in [*heads, "report: rollout, idle, waste"] if told else heads:
         table.add_column(head, justify="right")
-    if told:
-        table.add_column("report: rollout, idle, waste", justify="right")
     for name, row in rows.items():
         cells = [
-            _times(row.rollout_speedup), _times(row.overall_speedup), _percent(row.idle),
+            _times(row.rollout_speedup), f"{row.overall_speedup.value:.2f}", _percent(row.idle),
             _percent(row.waste), f"{row.length_bias.value:.0f}", _percent(row.share_of_bound),
-            f"{row.tail.value:.0f} s",
+            _percent(row.share_of_blind_bound),
         ]  # fmt: skip
         if told:
             cells.append(_published(told.get(name)))

@@ -162,7 +162,7 @@ class Continuous(Policy):
     name = "continuous"
     rewards: Rewards = "inline"
     places: Places = "sample"
-    imagined: float = 0.15
+    imagined: float = 0.12
     margin: float = 0.1
 
     def launches(self, step: StepView) -> bool:

@@ -46,10 +46,18 @@ class TableRow:
     waste: Mean
     length_bias: Mean
     share_of_bound: Mean
+    share_of_blind_bound: Mean
     slot_use: Mean
     discarded: Mean
     tail: Mean
     seconds: Mean
+
+
+OWN = (
+    "idle", "waste", "length_bias", "share_of_bound", "share_of_blind_bound", "slot_use",
+    "discarded", "tail", "seconds",
+)  # fmt: skip
+"""Measures of one policy alone."""
 
 
 def summary(runs: Runs) -> dict[str, TableRow]:
@@ -58,11 +66,7 @@ def summary(runs: Runs) -> dict[str, TableRow]:
     table = {}
     for name, steps in runs.items():
         speedups = [base / step.seconds for base, step in zip(naive, steps, strict=True)]
-        own = {
-            what: Mean.of([getattr(step, what) for step in steps])
-            for what in ("idle", "waste", "length_bias", "share_of_bound", "slot_use", "discarded",
-                         "tail", "seconds")
-        }  # fmt: skip
+        own = {what: Mean.of([getattr(step, what) for step in steps]) for what in OWN}
         overall = Mean.of([overall_speedup(speedup) for speedup in speedups])
         table[name] = TableRow(Mean.of(speedups), overall, **own)
     return table
