@@ -38,6 +38,7 @@ def add_rollout_verb(verbs: Any) -> None:
     add("--setting", choices=SETTINGS, default="report", help="(default: report)")
     add("--engines", type=int, metavar="N", help="the same work on so many engines")
     add("--trace", type=Path, metavar="FILE", help="replay a recorded trace (docs/rollout.md)")
+    add("--policies", metavar="NAME,...", help="only these, and naive (default: all)")
     add("--seeds", type=int, default=3, metavar="N", help="steps of each policy (default: 3)")
     add("--workers", type=int, default=2, metavar="N", help="processes (default: 2)")
     add("--json", metavar="FILE", help="write the figures there, - for standard output")
@@ -57,14 +58,28 @@ def rollout_bench(options: argparse.Namespace) -> None:
     setting = KNOWN[options.setting]
     if options.engines:
         setting = setting.on(options.engines)
+    names = _names(options.policies)
     if options.trace:
-        training, validation = replayed(setting, read_trace(options.trace), options.workers)
+        traces = read_trace(options.trace)
+        training, validation = replayed(setting, names, traces, options.workers)
     else:
-        training, validation = simulated(setting, options.seeds, options.workers)
+        training, validation = simulated(setting, names, options.seeds, options.workers)
     if options.json:
         _write(options.json, summary(training))
     if options.json != "-":
         _print(options, setting, training, validation)
+
+
+def _names(policies: str | None) -> list[str]:
+    from openmimo.rollout.simulator.table import rows
+
+    known = list(rows())
+    if policies is None:
+        return known
+    chosen = {"naive", *policies.split(",")}
+    if unknown := sorted(chosen - set(known)):
+        raise UserError(f"no policy {', '.join(unknown)}; there are {', '.join(known)}")
+    return [name for name in known if name in chosen]
 
 
 def _print(options: argparse.Namespace, setting: Setting, training: Runs, valid: Runs) -> None:

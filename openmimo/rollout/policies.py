@@ -38,6 +38,10 @@ class StepView(Protocol):
     def seen_valid_rate(self) -> float:
         """Share of valid groups among the finished ones of this step and of those before."""
 
+    @property
+    def free_slots(self) -> int:
+        """Slots for samples that neither run nor wait for one."""
+
     def probability(self, valid: int) -> float:
         """The chance that at least so many of the groups launched are valid."""
 
@@ -191,7 +195,11 @@ class Report(ContinuousAsyncReward):
 @dataclass(frozen=True)
 class Ours(Policy):
     """Launch until enough groups are valid with probability `confidence`, by each group's own
-    posterior; longest first; early verdicts; early termination."""
+    posterior; longest first; early verdicts; early termination.
+
+    A group that would have to wait for a slot is launched only if it is more likely needed than
+    not: when a slot is free more will be known.
+    """
 
     name = "ours"
     ends: Ending = "prefix"
@@ -203,6 +211,7 @@ class Ours(Policy):
 
     def launches(self, step: StepView) -> bool:
         if self.posterior:
-            return step.probability(step.wanted) < self.confidence
+            confidence = self.confidence if step.free_slots > 0 else min(0.5, self.confidence)
+            return step.probability(step.wanted) < confidence
         undecided = step.launched - step.valid - step.invalid
         return step.valid + undecided * step.seen_valid_rate < step.wanted

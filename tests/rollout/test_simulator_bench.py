@@ -38,7 +38,7 @@ def test_a_recorded_trace_is_replayed(tmp_path: Path, capsys: pytest.CaptureFixt
         for step in range(2):
             for n in range(6):
                 writer.write(step, f"p{n}", [10 + n, 40], [1.0, float(n % 2)], [0.1, 0.1])
-    main(["rollout-bench", "--trace", str(path), "--engines", "2", "--workers", "1"])
+    main(["rollout-bench", "--trace", str(path), "--engines", "2", "--policies", "ours_mtp"])
     shown = capsys.readouterr().out
     assert "2 engines, 2 steps" in shown
     assert "ours_mtp" in shown
@@ -47,6 +47,8 @@ def test_a_recorded_trace_is_replayed(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_wrong_options_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rollout-bench", "--seeds", "0"]) == 2
     assert "--seeds is 0" in capsys.readouterr().err
+    assert main(["rollout-bench", "--policies", "ours,fastest"]) == 2
+    assert "no policy fastest" in capsys.readouterr().err
     assert main(["rollout-bench", "--trace", str(tmp_path / "none")]) == 2
 
 

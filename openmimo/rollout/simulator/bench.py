@@ -72,28 +72,35 @@ def summary(runs: Runs) -> dict[str, TableRow]:
     return table
 
 
-def simulated(setting: Setting, seeds: int, workers: int) -> tuple[Runs, Runs]:
-    """Tables 2 and 3 of `setting` on generated traces, a step a seed."""
+def simulated(
+    setting: Setting, names: Sequence[str], seeds: int, workers: int
+) -> tuple[Runs, Runs]:
+    """Table 2, of the rows `names`, and Table 3 on generated traces of `setting`, a step a seed."""
     with ProcessPoolExecutor(workers) as pool:
-        each = list(pool.map(partial(_one_seed, setting), range(seeds)))
+        each = list(pool.map(partial(_one_seed, setting, names), range(seeds)))
     return _by_row([training for training, _ in each]), _by_row([valid for _, valid in each])
 
 
-def replayed(setting: Setting, traces: Sequence[StepTrace], workers: int) -> tuple[Runs, Runs]:
+def replayed(
+    setting: Setting, names: Sequence[str], traces: Sequence[StepTrace], workers: int
+) -> tuple[Runs, Runs]:
     """The same on the steps of a recorded trace."""
     with ProcessPoolExecutor(workers) as pool:
-        each = list(pool.map(partial(_both_tables, setting), traces))
+        each = list(pool.map(partial(_both_tables, setting, names), traces))
     return _by_row([training for training, _ in each]), _by_row([valid for _, valid in each])
 
 
-def _one_seed(setting: Setting, seed: int) -> tuple[dict[str, Measures], dict[str, Measures]]:
-    return _both_tables(setting, setting.world.step(seed))
+def _one_seed(
+    setting: Setting, names: Sequence[str], seed: int
+) -> tuple[dict[str, Measures], dict[str, Measures]]:
+    return _both_tables(setting, names, setting.world.step(seed))
 
 
 def _both_tables(
-    setting: Setting, trace: StepTrace
+    setting: Setting, names: Sequence[str], trace: StepTrace
 ) -> tuple[dict[str, Measures], dict[str, Measures]]:
-    training = run_rows(trace, setting, rows())
+    known = rows()
+    training = run_rows(trace, setting, {name: known[name] for name in names})
     return training, run_rows(trace, setting, validation_rows())
 
 
