@@ -66,7 +66,7 @@ REPORT = Setting(
         median_tokens=2500, between=0.4, within=0.8, difficulty=0.0, pass_rate=0.5,
         reward_seconds=0.1, code_seconds=1.0,
     ),
-    Cluster(256, H200, reward_workers=1024, serial_rewards=84),
+    Cluster(256, H200, reward_workers=1024, serial_rewards=96),
 )  # fmt: skip
 """Fitted to Table 2 by benchmarks/rollout_fit.py; docs/rollout.md says how well it does."""
 
