@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from openmimo.rollout.simulator.settings import Setting
 
 SETTINGS = (
-    "report", "small", "engines-8", "engines-64", "valid-20", "valid-60", "valid-80", "code",
+    "report", "nano", "small", "engines-8", "engines-64", "valid-20", "valid-60", "valid-80", "code",
     "early", "late", "first-epoch",
 )  # fmt: skip
 

@@ -10,9 +10,13 @@ H200 = EngineSpeed(base=7.04e-3, per_row=0.0643e-3, slots=128, prefill=0.015)
 """MiMo-7B's shape on one H200: least squares of the four rates of docs/inference.md (batch 1, 8, 32
 and 128), each within 3 %. The time to read a prompt is assumed."""
 
+NANO = EngineSpeed(base=0.86e-3, per_row=0.0953e-3, slots=256, prefill=0.001)
+"""The nano model on one CPU core, through the rates of docs/inference.md at batch 1 and 128; 10 %
+too fast at 32. The time to read a prompt is assumed."""
+
 ACCEPTANCE = 0.586
-"""Of one draft by MiMo-7B-RL's MTP layer, as vime's authors measured it. The report says about 0.9;
-the lower one is taken."""
+"""Of one draft by MiMo-7B-RL's MTP layer, as measured in an issue of vime. The report says about
+0.9; the lower one is taken."""
 
 DRAFT_COST = 0.11
 """Of a plain step's base. A draft reads the weights of one layer of 36 and of the output matrix,
@@ -72,6 +76,20 @@ REPORT = Setting(
 
 SETTINGS = {
     "report": REPORT,
+    "nano": Setting(
+        "the nano recipe on one CPU core: for traces of its runs",
+        World(
+            prompts_per_step=32,
+            group_size=8,
+            median_tokens=35,
+            between=0.4,
+            within=0.3,
+            max_tokens=128,
+            reward_seconds=0.01,
+            code_seconds=0.2,
+        ),
+        Cluster(1, NANO, reward_workers=2, serial_rewards=1),
+    ),
     "small": replace(REPORT.scaled(16), about="the report's, 16 times smaller: for a quick look"),
     "engines-8": REPORT.on(8),
     "engines-64": REPORT.on(64),
