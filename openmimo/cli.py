@@ -16,6 +16,7 @@ from openmimo.cli_judge import add_judge_verbs
 from openmimo.cli_models import MODEL_VERBS, add_model_verbs
 from openmimo.cli_plan import add_plan_verb, plan
 from openmimo.cli_report import add_report_verbs
+from openmimo.cli_rollout import add_rollout_verb
 from openmimo.cli_serve import add_serve_verb
 from openmimo.errors import UserError
 from openmimo.torchrun import end_with_torchrun, tell_torchrun
@@ -227,6 +228,7 @@ def make_parser() -> Parser:
     add_curate_verb(verbs)
     add_judge_verbs(verbs)
     add_report_verbs(verbs)
+    add_rollout_verb(verbs)
 
     talk = verbs.add_parser("chat", help="talk to a model in the terminal")
     talk.add_argument("model", metavar="MODEL", type=Path, help="a release folder, such as RUN/rl")
