@@ -17,8 +17,13 @@ class Visits:
         self._last: dict[int, Prospect] = {}
 
     def prospect(self, prompt: int) -> Prospect:
-        """What is known of a prompt (its index in the list of problems)."""
-        return self._last.get(prompt, Prospect())
+        """What is known of a prompt (its index in the list of problems). One that was never seen
+        is expected to have answers as long as the others'."""
+        return self._last.get(prompt) or Prospect(tokens=self._mean_tokens())
+
+    def _mean_tokens(self) -> float | None:
+        lengths = [last.tokens for last in self._last.values() if last.tokens is not None]
+        return sum(lengths) / len(lengths) if lengths else None
 
     def record(self, prompts: Sequence[int], groups: Sequence[Group]) -> None:
         """Committed groups, and the prompts that they are of: the first of `prompts`."""

@@ -9,7 +9,7 @@ class Group:
 
     valid: sure to be, whatever the samples still to come.
     spare: launched though enough groups were expected to be valid without it.
-    tokens: expected length of an answer.
+    tokens: expected length of an answer; None: nothing is known of the prompt.
     """
 
     __slots__ = (
@@ -17,7 +17,7 @@ class Group:
         "waiting",
     )  # fmt: skip
 
-    def __init__(self, size: int, tokens: float) -> None:
+    def __init__(self, size: int, tokens: float | None) -> None:
         self.waiting = set(range(size))
         self.generating: set[int] = set()
         self.scoring: set[int] = set()
@@ -66,6 +66,9 @@ class Group:
         """How often the sample was lost by now."""
         self._losses[sample] = self._losses.get(sample, 0) + 1
         return self._losses[sample]
+
+    def was_lost(self, sample: int) -> bool:
+        return sample in self._losses
 
     def give_up(self, sample: int) -> None:
         """Nothing can generate the sample: it counts as unscorable."""

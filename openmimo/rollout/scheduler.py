@@ -298,8 +298,7 @@ class StepScheduler:
     def _launch(self) -> Launch:
         index = len(self._groups)
         prospect = self._prospect(index)
-        mean = self._tokens / self._answers if self._answers else 1.0
-        group = Group(self.settings.group_size, prospect.tokens or mean)
+        group = Group(self.settings.group_size, prospect.tokens)
         group.spare = self.expected >= self.wanted
         self._groups.append(group)
         self._unfinished[index] = group
@@ -309,12 +308,15 @@ class StepScheduler:
         return Launch(index)
 
     def _enqueue(self, index: int, group: Group, sample: int) -> None:
-        # Spare groups come last, as they are likely to be aborted.
-        length = -group.tokens if self.policy.longest_first else 0.0
-        heapq.heappush(self._waiting, (int(group.spare), length, index, sample))
+        # What was lost comes first, as it has been waited for; spare groups last, as they are likely
+        # to be aborted. Where no length is known the order is that of the stream.
+        rank = -1 if group.was_lost(sample) else int(group.spare)
+        length = -(group.tokens or 0.0) if self.policy.longest_first else 0.0
+        heapq.heappush(self._waiting, (rank, length, index, sample))
 
     def _starts(self) -> list[Action]:
         starts: list[Action] = []
+        mean = self._tokens / self._answers if self._answers else 1.0
         while self._waiting and self._generating < self.settings.max_running_samples:
             _, _, index, sample = heapq.heappop(self._waiting)
             group = self._groups[index]
@@ -322,7 +324,7 @@ class StepScheduler:
                 continue
             group.begin(sample)
             self._generating += 1
-            starts.append(Start(index, sample, group.tokens))
+            starts.append(Start(index, sample, group.tokens or mean))
         return starts
 
     def _scores(self) -> list[Action]:

@@ -402,7 +402,7 @@ def test_a_sample_that_is_lost_too_often_is_unscorable_and_its_prompt_replaced()
     scheduler = StepScheduler(step(batch=1, max_losses=2), OneForOne())
     scheduler.start()
     assert score(scheduler, 0, 1.0) == []
-    assert [scheduler.handle(Lost(0, 1)) for _ in range(2)] == [[Start(0, 1, 1.0)]] * 2
+    assert [scheduler.handle(Lost(0, 1)) for _ in range(2)] == [[Start(0, 1, 10.0)]] * 2
     assert scheduler.handle(Lost(0, 1))[0] == Launch(1)
     assert scheduler.scores(0) == [1.0, None]
     assert scheduler.state(0) == "failed"
@@ -445,3 +445,24 @@ def test_impossible_events_are_refused(event: Event) -> None:
 def test_impossible_settings_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         step(**changes)
+
+
+def test_what_was_lost_starts_before_all_others() -> None:
+    settings = step(batch=4, group=2, max_running_samples=2)
+    scheduler = StepScheduler(settings, Ours(confidence=0.9))
+    scheduler.start()
+    scheduler.handle(Generated(0, 0, tokens=500))  # longer than it was thought
+    (again,) = scheduler.handle(Lost(0, 1))[:1]
+    assert again == Start(0, 1, 500.0)
+
+
+def test_prompts_of_unknown_length_keep_their_order_whenever_they_are_launched() -> None:
+    settings = step(batch=4, group=2, max_running_samples=1)
+    scheduler = StepScheduler(settings, OneForOne(longest_first=True))
+    scheduler.start()
+    order = []
+    while scheduler.running_samples:
+        index = len(order) // 2
+        order.append(index)
+        scheduler.handle(Generated(index, (len(order) - 1) % 2, tokens=100 * len(order)))
+    assert order == [0, 0, 1, 1, 2, 2, 3, 3]
