@@ -15,15 +15,12 @@ class Visits:
 
     def __init__(self) -> None:
         self._last: dict[int, Prospect] = {}
+        self._mean_tokens: float | None = None
 
     def prospect(self, prompt: int) -> Prospect:
         """What is known of a prompt (its index in the list of problems). One that was never seen
         is expected to have answers as long as the others'."""
-        return self._last.get(prompt) or Prospect(tokens=self._mean_tokens())
-
-    def _mean_tokens(self) -> float | None:
-        lengths = [last.tokens for last in self._last.values() if last.tokens is not None]
-        return sum(lengths) / len(lengths) if lengths else None
+        return self._last.get(prompt) or Prospect(tokens=self._mean_tokens)
 
     def record(self, prompts: Sequence[int], groups: Sequence[Group]) -> None:
         """Committed groups, and the prompts that they are of: the first of `prompts`."""
@@ -34,6 +31,7 @@ class Visits:
                 passed = sum(map(passes, scored))
                 mean = sum(lengths) / len(lengths)
                 self._last[prompt] = Prospect(passed, len(scored) - passed, mean)
+        self._average()
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -42,3 +40,8 @@ class Visits:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`."""
         self._last = {int(prompt): Prospect(*values) for prompt, values in state.items()}
+        self._average()
+
+    def _average(self) -> None:
+        lengths = [last.tokens for last in self._last.values() if last.tokens is not None]
+        self._mean_tokens = sum(lengths) / len(lengths) if lengths else None

@@ -308,8 +308,8 @@ class StepScheduler:
         return Launch(index)
 
     def _enqueue(self, index: int, group: Group, sample: int) -> None:
-        # What was lost comes first, as it has been waited for; spare groups last, as they are likely
-        # to be aborted. Where no length is known the order is that of the stream.
+        # What was lost comes first, as it has been waited for; spare groups last, as they may well
+        # be aborted. Where no length is known the order is that of the stream.
         rank = -1 if group.was_lost(sample) else int(group.spare)
         length = -(group.tokens or 0.0) if self.policy.longest_first else 0.0
         heapq.heappush(self._waiting, (rank, length, index, sample))
