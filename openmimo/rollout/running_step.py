@@ -246,7 +246,8 @@ class RunningStep:
         self._recorder.begin("reward", *key, f"reward {lane}", self._now())
         try:
             text = self.decode(completion.token_ids.tolist())
-            return await self._line.score(group.prompt.problem, text)
+            order = key.prompt if self.policy.rewards_in_order else 0
+            return await self._line.score(group.prompt.problem, text, order)
         finally:
             self._lanes.discard(lane)
             self._recorder.end("reward", *key, self._now())
