@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from openmimo.rollout.simulator.settings import Setting
 
 SETTINGS = (
-    "report", "nano", "small", "engines-8", "engines-64", "valid-20", "valid-60", "valid-80", "code",
-    "early", "late", "first-epoch",
+    "report", "nano", "small", "engines-8", "engines-64", "valid-20", "valid-60", "valid-80",
+    "code", "early", "late", "first-epoch",
 )  # fmt: skip
 
 WIDTH = 130

@@ -62,6 +62,8 @@ class Policy:
         expected to have the least to do.
     longest_first: samples that wait for a slot start in the order of their expected length, longest
         first, instead of in the order of the stream.
+    rewards_in_order: samples that wait for a reward worker are scored in the order of the stream,
+        instead of in the order in which they were generated.
     early_verdicts: a group counts as valid with the first samples that make it so.
     """
 
@@ -70,6 +72,7 @@ class Policy:
     ends: Ending = "drain"
     places: Places = "group"
     longest_first: bool = False
+    rewards_in_order: bool = False
     early_verdicts: bool = False
 
     @property
@@ -205,6 +208,7 @@ class Ours(Policy):
     ends: Ending = "prefix"
     places: Places = "tokens"
     longest_first: bool = True
+    rewards_in_order: bool = True
     early_verdicts: bool = True
     confidence: float = 0.9
     posterior: bool = True

@@ -247,7 +247,8 @@ class RunningStep:
             self._recorder.begin("reward", *key, f"{REWARD} {lane}", self._now())
 
         try:
-            return await self._line.score(group.prompt.problem, text, began)
+            order = key.prompt if self.policy.rewards_in_order else 0
+            return await self._line.score(group.prompt.problem, text, order, began)
         finally:
             self._lanes.discard(lane)
             self._recorder.end("reward", *key, self._now())

@@ -9,7 +9,7 @@ from functools import partial
 from openmimo.rollout.simulator.measure import Measures
 from openmimo.rollout.simulator.published import overall_speedup
 from openmimo.rollout.simulator.settings import Setting
-from openmimo.rollout.simulator.table import rows, run_rows, validation_rows
+from openmimo.rollout.simulator.table import Row, rows, run_rows, validation_rows
 from openmimo.rollout.simulator.trace import StepTrace
 
 Runs = Mapping[str, Sequence[Measures]]
@@ -86,22 +86,27 @@ def replayed(
 ) -> tuple[Runs, Runs]:
     """The same on the steps of a recorded trace."""
     with ProcessPoolExecutor(workers) as pool:
-        each = list(pool.map(partial(_both_tables, setting, names), traces))
+        each = list(pool.map(partial(_one_trace, setting, names), traces))
     return _by_row([training for training, _ in each]), _by_row([valid for _, valid in each])
 
 
 def _one_seed(
     setting: Setting, names: Sequence[str], seed: int
 ) -> tuple[dict[str, Measures], dict[str, Measures]]:
-    return _both_tables(setting, names, setting.world.step(seed))
+    validating = setting.validating
+    validation = run_rows(validating.world.step(seed), validating, validation_rows())
+    return run_rows(setting.world.step(seed), setting, _rows(names)), validation
 
 
-def _both_tables(
+def _one_trace(
     setting: Setting, names: Sequence[str], trace: StepTrace
 ) -> tuple[dict[str, Measures], dict[str, Measures]]:
+    return run_rows(trace, setting, _rows(names)), run_rows(trace, setting, validation_rows())
+
+
+def _rows(names: Sequence[str]) -> dict[str, Row]:
     known = rows()
-    training = run_rows(trace, setting, {name: known[name] for name in names})
-    return training, run_rows(trace, setting, validation_rows())
+    return {name: known[name] for name in names}
 
 
 def _by_row(runs: Sequence[Mapping[str, Measures]]) -> dict[str, list[Measures]]:

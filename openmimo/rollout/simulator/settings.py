@@ -22,6 +22,10 @@ DRAFT_COST = 0.11
 """Of a plain step's base. A draft reads the weights of one layer of 36 and of the output matrix,
 which are 0.8 of 7.6 billion."""
 
+VALIDATION_LENGTH, VALIDATION_PROCESSES = 1.5, 0.2
+"""Answers and processes for serial rewards in validation, beside those of a training step: other
+prompts, another run. Fitted to Table 3."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -36,6 +40,13 @@ class Setting:
         """The cluster with exact MTP speculation."""
         speed = replace(self.cluster.speed, acceptance=ACCEPTANCE, draft_cost=DRAFT_COST)
         return replace(self.cluster, speed=speed)
+
+    @property
+    def validating(self) -> "Setting":
+        """The same with the answers and rewards of validation."""
+        world = replace(self.world, median_tokens=VALIDATION_LENGTH * self.world.median_tokens)
+        serial = max(1, round(VALIDATION_PROCESSES * self.cluster.serial_rewards))
+        return replace(self, world=world, cluster=replace(self.cluster, serial_rewards=serial))
 
     def scaled(self, by: int) -> "Setting":
         """The same with batch and cluster so many times smaller."""
@@ -70,7 +81,7 @@ REPORT = Setting(
         median_tokens=2500, between=0.4, within=0.8, difficulty=0.0, pass_rate=0.5,
         reward_seconds=0.1, code_seconds=1.0,
     ),
-    Cluster(256, H200, reward_workers=1024, serial_rewards=96),
+    Cluster(256, H200, reward_workers=1024, serial_rewards=108),
 )  # fmt: skip
 """Fitted to Table 2 by benchmarks/rollout_fit.py; docs/rollout.md says how well it does."""
 

@@ -84,7 +84,7 @@ class Simulation:
         barrier = policy.rewards == "barrier"
         workers = cluster.serial_rewards if barrier else cluster.reward_workers
         self._free_workers = list(range(workers))
-        self._to_score: deque[Sample] = deque()
+        self._to_score: list[tuple[int, int, int]] = []  # a heap of samples, first its order
         self._scoring: dict[Sample, int] = {}  # the worker, -1 for an engine's own process
         self._attempts: dict[Sample, int] = {}
         self._aborted: set[int] = set()
@@ -132,7 +132,7 @@ class Simulation:
                 case Start():
                     self._to_start.append(action)
                 case Score(prompt, sample):
-                    self._to_score.append((prompt, sample))
+                    self._await_reward(prompt, sample)
                 case Abort(prompt):
                     self._abort(prompt, now)
                 case Done():
@@ -176,10 +176,15 @@ class Simulation:
         engine, tokens = self._at.pop(sample)
         self._placement.give_back(engine, tokens)
 
+    def _await_reward(self, prompt: int, sample: int) -> None:
+        self._serial += 1
+        order = prompt if self._policy.rewards_in_order else self._serial
+        heapq.heappush(self._to_score, (order, prompt, sample))
+
     def _start_rewards(self, now: float) -> None:
         inline = self._policy.rewards == "inline"
         while self._to_score and (inline or self._free_workers):
-            prompt, sample = self._to_score.popleft()
+            _, prompt, sample = heapq.heappop(self._to_score)
             if prompt in self._aborted:
                 continue
             attempt = self._attempts.get((prompt, sample), 0) + 1
@@ -204,7 +209,7 @@ class Simulation:
         outcome = self._faults.reward_outcome(prompt, sample, self._attempts[key])
         self._recorder.end("reward", prompt, sample, now, lost=outcome == "again")
         if outcome == "again":
-            self._to_score.append(key)
+            self._await_reward(prompt, sample)
             self._carry_out([], now)
         else:
             score = self._trace.prompts[prompt].scores[sample] if outcome == "score" else None
