@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,13 @@ def add_rollout_verb(verbs: Any) -> None:
     add("--policies", metavar="NAME,...", help="only these, and naive (default: all)")
     add("--seeds", type=int, default=3, metavar="N", help="steps of each policy (default: 3)")
     add("--workers", type=int, default=2, metavar="N", help="processes (default: 2)")
+    text = "as well, run a model's steps and validations for real (docs/rollout.md)"
+    add("--real", type=Path, metavar="MODEL", help=text)
+    add("--problems", type=Path, metavar="FILE", help="of --real: problems as RL reads them")
+    add(
+        "--steps", type=int, default=5, help="of --real, each by all policies in turns (default: 5)"
+    )
+    add("--record", type=Path, metavar="FILE", help="of --real: write naive's steps as a trace")
     add("--json", metavar="FILE", help="write the figures there, - for standard output")
     verb.set_defaults(handler=rollout_bench)
 
@@ -51,7 +59,8 @@ def rollout_bench(options: argparse.Namespace) -> None:
     from openmimo.rollout.simulator.settings import SETTINGS as KNOWN
     from openmimo.rollout.simulator.trace import read_trace
 
-    for name in ("engines", "seeds", "workers"):
+    _check_real(options)
+    for name in ("engines", "seeds", "workers", "steps"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1")
@@ -64,10 +73,54 @@ def rollout_bench(options: argparse.Namespace) -> None:
         training, validation = replayed(setting, names, traces, options.workers)
     else:
         training, validation = simulated(setting, names, options.seeds, options.workers)
-    if options.json:
-        _write(options.json, summary(training))
     if options.json != "-":
         _print(options, setting, training, validation)
+    real = _measure_real(options) if options.real else None
+    if options.json:
+        _write(options.json, summary(training), real)
+    if options.json != "-" and real:
+        _print_real(real)
+
+
+def _check_real(options: argparse.Namespace) -> None:
+    if options.real is None:
+        if options.problems or options.record:
+            raise UserError("--problems and --record belong to --real MODEL, which is missing")
+        return
+    if not options.real.is_dir():
+        raise UserError(f"no folder {options.real}: name a model folder, such as runs/nano/sft")
+    if options.problems is None:
+        hint = "RUN/stages/difficulty/problems.jsonl"
+        raise UserError(f"--real needs --problems FILE, such as {hint}")
+    if not options.problems.is_file():
+        raise UserError(f"no file {options.problems}")
+
+
+def _measure_real(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    from openmimo.rollout.real import RealSettings, measure_real
+
+    settings = RealSettings(steps=options.steps)
+    return measure_real(options.real, options.problems, settings, options.record)
+
+
+def _print_real(real: Mapping[str, Mapping[str, Any]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("policy, for real")
+    heads = ["rollout", "seconds", "idle", "waste", "validation", "its idle", "same batches"]
+    for head in heads:
+        table.add_column(head, justify="right")
+    for name, row in real.items():
+        table.add_row(
+            name, f"{row['rollout_speedup']:.2f}", f"{statistics.median(row['seconds']):.2f}",
+            f"{100 * row['idle']:.1f} %", f"{100 * row['waste']:.1f} %",
+            f"{row['validation_speedup']:.2f}", f"{100 * row['validation_idle']:.1f} %",
+            "yes" if row["same_batches"] else "NO",
+        )  # fmt: skip
+    Console(width=WIDTH).print(table)
 
 
 def _names(policies: str | None) -> list[str]:
@@ -136,11 +189,13 @@ def _published(row: Published | None) -> str:
     return f"{row.rollout_speedup:.2f}, {100 * row.idle:.1f} %, {waste}"
 
 
-def _write(file: str, rows: Mapping[str, TableRow]) -> None:
-    report = {
+def _write(file: str, rows: Mapping[str, TableRow], real: dict[str, Any] | None) -> None:
+    report: dict[str, Any] = {
         name: {what: round(getattr(row, what).value, 4) for what in MEASURES}
         for name, row in rows.items()
     }
+    if real:
+        report["real"] = real
     text = json.dumps(report, indent=1)
     if file == "-":
         print(text)
