@@ -23,6 +23,8 @@ NEUTRAL = (
     "collective_timeout",
     "keep_checkpoints",
     "trackers",
+    "validate_every",
+    "validation_problems",
 )
 """Settings that a stage's result does not depend on, rounding aside: changing them must not redo
 the stage."""
