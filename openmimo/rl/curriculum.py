@@ -70,8 +70,8 @@ class Curriculum:
         if self._short >= self._config.max_short_steps:
             raise UserError(
                 f"RL: {self._short} steps in a row found fewer than "
-                f"{self._config.prompts_per_step} prompts that are neither solved nor failed by the whole group: the problems are "
-                "too easy or too hard for this model"
+                f"{self._config.prompts_per_step} prompts that are neither solved nor "
+                "failed by the whole group: the problems are too easy or too hard for this model"
             )
         return draws
 

@@ -197,8 +197,8 @@ class EngineBank:
             return True
         self._alive[number] = False
         if not any(self._alive):
-            error = worker.broken
-            failure = UserError(f"rollout: {worker.name} died, and none is left: {error}")
-            failure.__cause__ = error
+            why = worker.broken
+            failure = UserError(f"rollout: {worker.name} died, and none is left: {why}")
+            failure.__cause__ = why
             self._listener.failed(failure)
         return False

@@ -105,12 +105,18 @@ class _Place:
         self._make = make
         self._engine: _Closable | None = None
         self._closed = threading.Event()
+        self._lock = threading.Lock()
         stack.callback(self.close)
 
     def start(self) -> InferenceEngine:
         """Make the engine."""
-        self._engine = self._make()
-        return self._engine
+        engine = self._make()
+        with self._lock:
+            if not self._closed.is_set():
+                self._engine = engine
+                return engine
+        engine.close()  # it has come too late
+        raise UserError("the engines are closed")
 
     def restart(self) -> InferenceEngine:
         """Make another one; the last is dead."""
@@ -124,7 +130,9 @@ class _Place:
                     raise
 
     def close(self) -> None:
-        self._closed.set()
+        """End the engine, also one that is being made."""
+        with self._lock:
+            self._closed.set()
         self._end()
 
     def _end(self) -> None:
@@ -170,8 +178,11 @@ def _ray_places(
     store = WeightStore()
     dtype = next(model.parameters()).dtype
     factory = NativeFactory(model.config, model.rope_base, dtype, settings)
-    options = {"num_cpus": compute.ray_cpus, "num_gpus": compute.ray_gpus}
-    options["scheduling_strategy"] = "SPREAD"
+    options = {
+        "num_cpus": compute.ray_cpus,
+        "num_gpus": compute.ray_gpus,
+        "scheduling_strategy": "SPREAD",
+    }
 
     def make() -> RayEngine:
         return RayEngine(factory, store=store, options=options)
@@ -190,10 +201,11 @@ def _server_places(urls: Sequence[str], settings: EngineSettings, stack: ExitSta
             used_vocab=settings.used_vocab,
         )
         if engine.max_length < settings.max_length:
+            takes, needed = engine.max_length, settings.max_length
             engine.close()
             raise UserError(
-                f"the vLLM server {url} takes {engine.max_length} tokens, but prompt and answer "
-                f"may have {settings.max_length}: start it with --max-model-len {settings.max_length}"
+                f"the vLLM server {url} takes {takes} tokens, but prompt and answer may have "
+                f"{needed}: start it with --max-model-len {needed}"
             )
         return engine
 
