@@ -154,8 +154,9 @@ class Dispatcher(Generic[A]):
         tasks = [heapq.heappop(self._waiting)[-1]]
         seconds = tasks[0].seconds
         while len(tasks) < size and not tasks[0].deaths:
-            seconds += self._waiting[0][-1].seconds
-            if seconds > _CALL_SECONDS:
+            following = self._waiting[0][-1]
+            seconds += following.seconds
+            if following.deaths or seconds > _CALL_SECONDS:
                 break
             tasks.append(heapq.heappop(self._waiting)[-1])
         return tuple(tasks)

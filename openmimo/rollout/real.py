@@ -7,15 +7,23 @@ whatever else the machine does. Each has an engine, a judge and caches of its ow
 from __future__ import annotations
 
 import os
+import random
+import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
+from openmimo.data.documents import read_records
 from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request, RequestId
 from openmimo.inference.sampling import sample_seed
+from openmimo.model.checkpoint import load_model
 from openmimo.model.mimo import MiMo
+from openmimo.progress import Progress
 from openmimo.rewards.grading import Grading
 from openmimo.rewards.pool import JUDGE_LIMITS, RewardPool
 from openmimo.rollout.demand import PassRates
@@ -23,6 +31,8 @@ from openmimo.rollout.driver import EngineSeat, RolloutDriver
 from openmimo.rollout.policies import Naive, Ours, Policy, Report, Static
 from openmimo.rollout.records import Prompt, Rollout
 from openmimo.rollout.scheduler import StepSettings
+from openmimo.rollout.simulator.measure import busy_seconds
+from openmimo.rollout.simulator.trace import TraceWriter
 from openmimo.rollout.validation import answer_all
 from openmimo.tokenizer import Tokenizer
 
@@ -44,20 +54,23 @@ class RealSettings:
 
 @dataclass(frozen=True)
 class Contender:
-    """A policy and what it decodes and judges with."""
+    """A policy, its form without dynamic sampling, and how many tokens are drafted."""
 
     name: str
     policy: Policy
+    validation: Static
     drafts: int | Literal["auto"] = 0
-    judge_workers: int = 1
 
 
 CONTENDERS = (
-    Contender("naive", Naive()),
-    Contender("report", Report(), judge_workers=os.cpu_count() or 1),
-    Contender("ours", Ours(), judge_workers=os.cpu_count() or 1),
-    Contender("ours_mtp", Ours(), "auto", os.cpu_count() or 1),
+    Contender("naive", Naive(), Static(rewards="barrier", longest_first=False)),
+    Contender("report", Report(), Static(longest_first=False)),
+    Contender("ours", Ours(), Static()),
+    Contender("ours_mtp", Ours(), Static(), "auto"),
 )
+
+VALIDATION = 4
+"""Batches of prompts in one validation."""
 
 
 class Lane:
@@ -86,7 +99,7 @@ class Lane:
         )
         pool = stack.enter_context(
             RewardPool(
-                judge_workers=contender.judge_workers, grading=Grading("soft"), judge=JUDGE_LIMITS
+                judge_workers=os.cpu_count() or 1, grading=Grading("soft"), judge=JUDGE_LIMITS
             )
         )
         pool.start_judge()
@@ -113,10 +126,12 @@ class Lane:
         self._rates = rollout.learn(rates).limited(4 * s.prompts)
         return rollout
 
-    def validate(self, policy: Static) -> Rollout:
-        """Answers to a batch of problems, all of them wanted."""
-        prompts = [self._prompt(number) for number in range(4 * self._settings.prompts)]
-        rollout = answer_all(self._driver, prompts, policy=policy)
+    def validate(self) -> Rollout:
+        """Answers to several batches of problems, all of them wanted."""
+        count = VALIDATION * self._settings.prompts
+        prompts = [self._prompt(number) for number in range(self._next, self._next + count)]
+        self._next += count
+        rollout = answer_all(self._driver, prompts, policy=self.contender.validation)
         assert rollout is not None
         return rollout
 
@@ -133,6 +148,87 @@ class Lane:
         stop_ids = (self._tokenizer.eos_id, self._tokenizer.doc_end_id)
         seed = prompt.sample_seeds[sample]
         return Request(request_id, prompt.ids, length, seed=seed, stop_ids=stop_ids)
+
+
+def measure_real(
+    folder: Path,
+    problems: Path,
+    settings: RealSettings,
+    record: Path | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Time steps and validations of every contender, in turns.
+
+    Args:
+        folder: the model, with its tokenizer.
+        problems: records as RL reads them.
+        record: a trace file to write the naive steps to (`simulator.trace`).
+
+    Returns:
+        For each contender: rollout_speedup over naive and validation_speedup (medians over the
+        steps of the ratios), seconds (of each step), idle, waste and validation_idle (means), and
+        same_batches: whether each step's batch was that of naive, token for token.
+    """
+    torch.set_num_threads(1)  # the other cores are the judge's
+    records = [problem for _, problem in read_records(problems, "id", "domain", "prompt")]
+    random.Random(settings.seed).shuffle(records)
+    model, tokenizer = load_model(folder, dtype=torch.float32), Tokenizer.load(folder)
+    results: dict[str, list[_Result]] = {each.name: [] for each in CONTENDERS}
+    with ExitStack() as stack:
+        lanes = [Lane(c, model, tokenizer, records, settings, stack) for c in CONTENDERS]
+        writer = TraceWriter(record, settings.prompts, settings.group) if record else None
+        if writer is not None:
+            stack.enter_context(writer)
+        progress = stack.enter_context(Progress("rollout-bench", settings.steps + 1))
+        for number in range(settings.steps + 1):  # the first one is not counted
+            for lane in lanes if number % 2 else lanes[::-1]:  # load that drifts hits all alike
+                results[lane.contender.name].append(_Result(lane.step(), lane.validate()))
+            naive = results["naive"][-1].step
+            if writer is not None and number:
+                _record(writer, number - 1, naive)
+            progress.step(number + 1, naive_seconds=naive.timeline.seconds)
+    return {name: _summary(each[1:], results["naive"][1:]) for name, each in results.items()}
+
+
+@dataclass(frozen=True)
+class _Result:
+    step: Rollout
+    validation: Rollout
+
+
+def _summary(mine: Sequence[_Result], naive: Sequence[_Result]) -> dict[str, Any]:
+    steps = [result.step for result in mine]
+    pairs = list(zip(naive, mine, strict=True))
+    return {
+        "rollout_speedup": statistics.median(
+            a.step.timeline.seconds / b.step.timeline.seconds for a, b in pairs
+        ),
+        "validation_speedup": statistics.median(
+            a.validation.timeline.seconds / b.validation.timeline.seconds for a, b in pairs
+        ),
+        "seconds": [round(step.timeline.seconds, 3) for step in steps],
+        "validation_seconds": [round(r.validation.timeline.seconds, 3) for r in mine],
+        "idle": statistics.mean(map(_idle, steps)),
+        "validation_idle": statistics.mean(_idle(result.validation) for result in mine),
+        "waste": statistics.mean(step.done.stats.surplus_valid / len(step.batch) for step in steps),
+        "same_batches": all(batch_of(a.step) == batch_of(b.step) for a, b in pairs),
+    }
+
+
+def _idle(rollout: Rollout) -> float:
+    return 1 - busy_seconds(rollout.timeline) / rollout.timeline.seconds
+
+
+def _record(writer: TraceWriter, number: int, rollout: Rollout) -> None:
+    """The committed groups of a step whose rewards were computed one at a time."""
+    seconds = {
+        (span.prompt, span.sample): span.end - span.start
+        for span in rollout.timeline.spans
+        if span.kind == "reward"
+    }
+    for index, group in enumerate(rollout.groups):
+        tokens = [len(c.token_ids) for c in group.completions if c is not None]
+        rewards = [seconds.get((index, sample), 0.0) for sample in range(len(group.scores))]
+        writer.write(number, str(group.prompt.problem["id"]), tokens, group.scores, rewards)
 
 
 def batch_of(rollout: Rollout) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -29,9 +29,13 @@ class RewardLine:
         self._rewards, self._seconds = rewards, seconds
         self._room = asyncio.Semaphore(most)
 
-    async def score(self, problem: Mapping[str, Any], response: str) -> Verdict:
-        """The verdict on a response. Never raises but for an error of the caller's."""
+    async def score(
+        self, problem: Mapping[str, Any], response: str, began: Callable[[], None] = lambda: None
+    ) -> Verdict:
+        """The verdict on a response; `began` is called when its turn has come. Never raises but
+        for an error of the caller's."""
         async with self._room:
+            began()
             future = self._rewards.score(problem, response)
             waiting = asyncio.wrap_future(future)
             waiting.add_done_callback(_forget)

@@ -238,12 +238,17 @@ class RunningStep:
         assert completion is not None
         if completion.finish_reason == "failed":  # no answer of the model, so not a wrong one
             return failed(f"the engine gave it up: {completion.error}")
-        lane = next(n for n in range(len(self._lanes) + 1) if n not in self._lanes)
-        self._lanes.add(lane)
-        self._recorder.begin("reward", *key, f"reward {lane}", self._now())
+        text = self.decode(completion.token_ids.tolist())
+        lane = -1
+
+        def began() -> None:
+            nonlocal lane
+            lane = next(n for n in range(len(self._lanes) + 1) if n not in self._lanes)
+            self._lanes.add(lane)
+            self._recorder.begin("reward", *key, f"reward {lane}", self._now())
+
         try:
-            text = self.decode(completion.token_ids.tolist())
-            return await self._line.score(group.prompt.problem, text)
+            return await self._line.score(group.prompt.problem, text, began)
         finally:
             self._lanes.discard(lane)
             self._recorder.end("reward", *key, self._now())

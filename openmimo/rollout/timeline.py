@@ -24,8 +24,8 @@ Outcome = Literal["kept", "filtered", "surplus", "aborted", "lost"]
 class Span:
     """A worker's time for one sample.
 
-    lane: the worker, one of `StepTimeline.lanes`; an engine has many spans at a time. A reward on an
-        engine's lane is computed by the engine's own process, which decodes nothing meanwhile.
+    lane: the worker, one of `StepTimeline.lanes`; an engine has many spans at a time. A reward on
+        an engine's lane is computed by the engine's own process, which decodes nothing meanwhile.
     prompt: stream index within the step. sample: number within the group.
     start, end: seconds since the step began.
     kind: whether the sample was generated or its reward computed.

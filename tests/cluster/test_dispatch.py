@@ -194,3 +194,18 @@ def test_a_task_that_kills_its_actors_takes_nobody_along(workers):
         spent += dispatcher.leave(life)
     assert spent == [poison]
     assert Counter(finished) == Counter(innocent)
+
+
+def test_an_actor_that_ran_a_suspect_gets_other_work_again():
+    dispatcher = Dispatcher(attempts=2)
+    dispatcher.add(task("unlucky"))
+    dispatcher.join("a", 1)
+    dispatcher.next_call(0.0)
+    dispatcher.leave("a")
+    dispatcher.add(task("next"))
+    dispatcher.join("b", 1)
+    alone = dispatcher.next_call(0.0)
+    assert [each.payload for each in alone.tasks] == [b"unlucky"]
+    assert dispatcher.next_call(0.0) is None
+    dispatcher.finish(alone)
+    assert [each.payload for each in dispatcher.next_call(0.0).tasks] == [b"next"]

@@ -332,6 +332,15 @@ def test_close_does_not_wait_for_a_long_run():
         submit(judge, programs[0], [[]], [None])
 
 
+def test_each_solution_has_its_own_limits(judge):
+    program = "def f(): return len(bytearray(400 << 20))"
+    test = [CallTest("f", [], 400 << 20)]
+    for megabytes, status in ((600, Status.OK), (300, Status.MEMORY), (600, Status.OK)):
+        (verdict,) = judge.run(program, test, Limits(memory_mb=megabytes, cpu_seconds=5.0))
+        assert verdict.status is status, megabytes
+        program += " "  # another one, or the verdict would be remembered
+
+
 def test_unsafe_judges_without_the_sandbox_and_says_so():
     with Judge(limits=Limits(cpu_seconds=0.2), unsafe=True) as judge:
         verdict = run(judge, "import os\ndef f(): return os.path.exists('/')", [[]], [True])
@@ -356,6 +365,7 @@ else:
     numbers = (444, 445, 446) if sys.argv[1] == "landlock" else (272 if x86 else 97,)
     program += b"".join(op(0x15, number, 0, 1) + op(6, 0x50000 | 38) for number in numbers)
 program += op(6, 0x7FFF0000)
+ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)  # no_new_privs, without which nobody may install filters
 Filter(program).install()
 for unsafe in (False, True):
     try:

@@ -49,15 +49,32 @@ def decide(program, machine, number, arguments=(), audit=None):
             raise AssertionError(f"an instruction that the filters do not use: {code:#x}")
 
 
+class Filters:
+    """Those of a process, together: the kernel takes the strictest answer."""
+
+    def __init__(self, machine, refused=None):
+        self.machine = machine
+        self.programs = [seccomp.build(seccomp.SERVER_CALLS, machine)]
+        if refused is not None:
+            self.programs.append(seccomp.build_refusals(refused, machine))
+
+    def decide(self, number, arguments=(), audit=None):
+        answers = {decide(p, self.machine, number, arguments, audit) for p in self.programs}
+        return next(code for code in (KILL, REFUSE, ABSENT, ALLOW) if code in answers)
+
+    def allowed(self):
+        return {number for number in range(2000) if self.decide(number) == ALLOW}
+
+
 @pytest.fixture(params=NUMBERS)
 def machine(request):
     return request.param
 
 
 def test_candidates_have_what_they_need_and_nothing_more(machine):
-    program = seccomp.build(seccomp.CANDIDATE_CALLS, machine)
+    candidate = Filters(machine, seccomp.CANDIDATE_REFUSALS)
     for name, number in NUMBERS[machine].items():
-        outcome = decide(program, machine, number)
+        outcome = candidate.decide(number)
         if name == "clone3":
             assert outcome == ABSENT  # so that libc takes clone, whose flags can be read
         elif name in ("read", "write", "mmap", "openat", "fcntl", "prlimit64"):
@@ -67,53 +84,52 @@ def test_candidates_have_what_they_need_and_nothing_more(machine):
 
 
 def test_compiled_programs_may_also_be_started(machine):
-    candidate, compiled = (
-        {n for n in range(1000) if decide(seccomp.build(calls, machine), machine, n) == ALLOW}
-        for calls in (seccomp.CANDIDATE_CALLS, seccomp.COMPILED_CALLS)
-    )
+    candidate = Filters(machine, seccomp.CANDIDATE_REFUSALS).allowed()
+    compiled = Filters(machine, seccomp.COMPILED_REFUSALS).allowed()
     assert compiled - candidate == {NUMBERS[machine]["execve"]}
     assert candidate <= compiled
 
 
 def test_only_the_server_forks_and_signals(machine):
-    program = seccomp.build(seccomp.SERVER_CALLS, machine)
-    numbers = NUMBERS[machine]
+    server, numbers = Filters(machine), NUMBERS[machine]
     for name in ("clone", "kill", "prctl", "seccomp", "memfd_create", "execve"):
-        assert decide(program, machine, numbers[name]) == ALLOW, name
+        assert server.decide(numbers[name]) == ALLOW, name
     for name in ("socket", "ptrace", "mount", "bpf", "io_uring_setup", "new in a later kernel"):
-        assert decide(program, machine, numbers[name]) == REFUSE, name
+        assert server.decide(numbers[name]) == REFUSE, name
 
 
 def test_arguments_decide(machine):
-    program = seccomp.build(seccomp.CANDIDATE_CALLS, machine)
+    candidate = Filters(machine, seccomp.CANDIDATE_REFUSALS)
     numbers = NUMBERS[machine]
     thread, process, vfork = 0x3D0F00, 0x1200011, 0x4111
-    assert decide(program, machine, numbers["clone"], (thread,)) == ALLOW
-    assert decide(program, machine, numbers["clone"], (process,)) == REFUSE
-    assert decide(program, machine, numbers["clone"], (vfork,)) == REFUSE
-    assert decide(program, machine, numbers["prlimit64"], (0,)) == ALLOW
-    assert decide(program, machine, numbers["prlimit64"], (1234,)) == REFUSE
-    assert decide(program, machine, numbers["fcntl"], (0, 3)) == ALLOW  # F_GETFL
-    assert decide(program, machine, numbers["fcntl"], (0, 8)) == REFUSE  # F_SETOWN
+    assert candidate.decide(numbers["clone"], (thread,)) == ALLOW
+    assert candidate.decide(numbers["clone"], (process,)) == REFUSE
+    assert candidate.decide(numbers["clone"], (vfork,)) == REFUSE
+    assert candidate.decide(numbers["prlimit64"], (0,)) == ALLOW
+    assert candidate.decide(numbers["prlimit64"], (1234,)) == REFUSE
+    assert candidate.decide(numbers["fcntl"], (0, 3)) == ALLOW  # F_GETFL
+    assert candidate.decide(numbers["fcntl"], (0, 8)) == REFUSE  # F_SETOWN
 
 
-def test_the_search_finds_every_number_of_the_table(machine):
+def test_the_filters_find_every_number_of_the_table(machine):
     column = ("x86_64", "aarch64").index(machine)
-    for calls in (seccomp.CANDIDATE_CALLS, seccomp.COMPILED_CALLS, seccomp.SERVER_CALLS):
-        program = seccomp.build(calls, machine)
-        wanted = {seccomp._NUMBERS[name][column] for name in calls} - {None}
-        # What depends on arguments says yes to these.
-        wanted |= {NUMBERS[machine][name] for name in ("fcntl", "prlimit64")}
-        found = {n for n in range(2000) if decide(program, machine, n) == ALLOW}
-        assert found == wanted
+
+    def numbers(names):
+        return {seccomp._NUMBERS[name][column] for name in names} - {None}
+
+    # What depends on arguments says yes to these.
+    wanted = numbers(seccomp.SERVER_CALLS) | numbers(("fcntl", "prlimit64"))
+    assert Filters(machine).allowed() == wanted
+    for refused in (seccomp.CANDIDATE_REFUSALS, seccomp.COMPILED_REFUSALS):
+        assert Filters(machine, refused).allowed() == wanted - numbers(refused)
 
 
 def test_a_foreign_architecture_is_killed(machine):
-    program = seccomp.build(seccomp.CANDIDATE_CALLS, machine)
+    candidate = Filters(machine, seccomp.CANDIDATE_REFUSALS)
     i386 = 0x40000003
-    assert decide(program, machine, 3, audit=i386) == KILL
+    assert candidate.decide(3, audit=i386) == KILL
     x32 = 0x40000000
-    assert decide(program, machine, x32 | 1) == REFUSE
+    assert candidate.decide(x32 | 1) == REFUSE
 
 
 def test_an_architecture_without_a_table_is_refused():

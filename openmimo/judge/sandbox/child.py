@@ -6,6 +6,7 @@ anyway: it holds the value a function returned, or says why there is none.
 """
 
 import atexit
+import builtins
 import gc
 import marshal
 import os
@@ -14,6 +15,7 @@ import types
 
 # By name: what a candidate does to the module does not reach these.
 from json import dumps, loads
+from os import SEEK_END, lseek, pread
 
 from . import values
 
@@ -61,7 +63,7 @@ def describe(error: BaseException) -> bytes:
 
 def read_all(fd: int) -> bytes:
     """All bytes of a file in memory."""
-    return os.pread(fd, os.fstat(fd).st_size, 0)
+    return pread(fd, lseek(fd, 0, SEEK_END), 0)
 
 
 def compile_program(source: bytes) -> None:
@@ -76,23 +78,35 @@ def compile_program(source: bytes) -> None:
     return None
 
 
-def _module(name: str) -> types.ModuleType:
-    # A real module, because dataclasses and typing look their module up in sys.modules.
-    module = types.ModuleType(name)
-    module.__dict__["__file__"] = "solution.py"
-    sys.modules[name] = module
-    return module
+def prepare() -> None:
+    """In the fork server: what children will find, first of all a module to run in."""
+    # Real modules, because dataclasses and typing look their module up in sys.modules.
+    for name in ("__main__", "solution"):
+        module = types.ModuleType(name)
+        module.__dict__["__file__"] = "solution.py"
+        sys.modules[name] = module
+    for name in ("exit", "quit"):  # which the interpreter leaves out under -S
+        setattr(builtins, name, sys.modules["_sitebuiltins"].Quitter(name, "Ctrl-D"))
 
 
-def run_script(argv: list[str], code: bytes) -> int:
+def standard_streams() -> None:
+    """Fresh `sys.stdin` and so on. Those of the interpreter's start remember a pipe."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        errors = "backslashreplace" if name == "stderr" else "surrogateescape"
+        stream = open(fd, "w" if fd else "r", closefd=False, errors=errors)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def run_script(code: bytes) -> int:
     """Run a program as `python solution.py` would, to the end; returns its exit status."""
-    sys.argv = argv
-    module = _module("__main__")
+    namespace = sys.modules["__main__"].__dict__
     try:
-        status = _run_to_exit(code, module)
+        status = _run_to_exit(code, namespace)
     finally:
-        _finish(module)
-    for stream in {id(s): s for s in (sys.stdout, sys.__stdout__)}.values():
+        _finish(namespace)
+    first, last = sys.stdout, sys.__stdout__
+    for stream in (first,) if first is last else (first, last):
         try:
             if stream and not stream.closed:
                 stream.flush()
@@ -102,9 +116,17 @@ def run_script(argv: list[str], code: bytes) -> int:
     return status
 
 
-def _run_to_exit(code: bytes, module: types.ModuleType) -> int:
+def rehearse(source: str) -> None:
+    """What `run_script` does, in the fork server itself, but for the end of the interpreter."""
+    code = compile(source, "solution.py", "exec", dont_inherit=True)
+    _run_to_exit(marshal.dumps(code), {"__name__": "__main__"})
+    sys.stdout.flush()
+    gc.collect(1)
+
+
+def _run_to_exit(code: bytes, namespace: dict[str, object]) -> int:
     try:
-        exec(marshal.loads(code), module.__dict__)
+        exec(marshal.loads(code), namespace)
     except SystemExit as stop:
         if stop.code is None or isinstance(stop.code, int):
             return (stop.code or 0) & 0xFF
@@ -115,13 +137,14 @@ def _run_to_exit(code: bytes, module: types.ModuleType) -> int:
     return 0
 
 
-def _finish(module: types.ModuleType) -> None:
+def _finish(namespace: dict[str, object]) -> None:
     """What the interpreter does at its end, in its order: threads, atexit, open files."""
     if "threading" in sys.modules:
         sys.modules["threading"]._shutdown()
     atexit._run_exitfuncs()
-    module.__dict__.clear()  # a file object that the program left open flushes when it goes
-    gc.collect()
+    namespace.clear()  # a file object that the program left open flushes when it goes
+    # A collection of the oldest generation would also empty the interpreter's free lists.
+    gc.collect(2 if gc.get_objects(2) else 1)
 
 
 def resolve(namespace: dict[str, object], path: str) -> object:
@@ -135,11 +158,11 @@ def resolve(namespace: dict[str, object], path: str) -> object:
 
 def define(code: bytes, leetcode: bool = False) -> dict[str, object]:
     """Run a program as a module; returns its namespace."""
-    module = _module("solution")
+    namespace = sys.modules["solution"].__dict__
     if leetcode:
-        exec(_LEETCODE, module.__dict__)
-    exec(marshal.loads(code), module.__dict__)
-    return module.__dict__
+        exec(_LEETCODE, namespace)
+    exec(marshal.loads(code), namespace)
+    return namespace
 
 
 def run_call(code: bytes, call: bytes) -> None:

@@ -14,6 +14,9 @@ import struct
 import sys
 from collections.abc import Sequence
 
+# By name: a child copies every page that it touches, and each look-up of an attribute is some more.
+from os import getppid
+
 from . import landlock, namespaces, seccomp
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
@@ -22,8 +25,11 @@ _SOCKET = {"x86_64": 41, "aarch64": 198}
 _CAPABILITY_VERSION_3 = 0x20080522
 _NOBODY = 65534
 OPEN_FILES = 64
-_LARGEST_FILE = 1 << 30  # of the server, which holds inputs and outputs as files in memory
-_LIBC = ctypes.CDLL(None, use_errno=True)  # once: the children inherit it ready to call
+LARGEST_FILE = 1 << 30  # of the server, which holds inputs and outputs as files in memory
+# Once: the children inherit them ready to call.
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_libc_prctl = getattr(_LIBC, "prctl", None)  # Linux only
+_DIE_WITH_PARENT = (_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), *(ctypes.c_ulong(0),) * 3)
 
 
 class LockdownError(Exception):
@@ -82,7 +88,7 @@ def lock_server(writable: Sequence[str] = ()) -> None:
         _prctl(_PR_SET_DUMPABLE, 0)  # no ptrace, no /proc/PID/mem for processes of the same user
         for limit, value in (
             (resource.RLIMIT_CORE, 0),
-            (resource.RLIMIT_FSIZE, _LARGEST_FILE),
+            (resource.RLIMIT_FSIZE, LARGEST_FILE),
             (resource.RLIMIT_NOFILE, OPEN_FILES),
         ):
             resource.setrlimit(limit, (value, value))
@@ -123,19 +129,7 @@ def _check_effective() -> None:
 
 def die_with_parent(parent: int) -> None:
     """Ask the kernel to kill this process when its parent dies; leave at once if it has."""
-    if sys.platform == "linux":
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
+    if _libc_prctl and _libc_prctl(*_DIE_WITH_PARENT):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if getppid() != parent:
         os._exit(1)
-
-
-def limit_resources(cpu_seconds: int, memory_bytes: int, file_bytes: int) -> None:
-    """Hard limits of one child: CPU seconds (a backstop), bytes of address space and of a file.
-
-    RLIMIT_NPROC is left alone: it counts all processes of the user, and seccomp refuses new
-    processes anyway. Threads are bounded by their stacks' share of the address space.
-    """
-    file_bytes = min(file_bytes, _LARGEST_FILE)
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))

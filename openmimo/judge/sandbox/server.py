@@ -8,13 +8,10 @@ Blobs go from the pipe straight into files in memory, and results from there to 
 of a program or a test ever lies in the memory that children are forked from.
 """
 
-import builtins
 import functools
 import gc
-import importlib
 import json
 import math
-import mmap
 import os
 import resource
 import select
@@ -23,22 +20,20 @@ import struct
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+
+# By name: a look-up of an attribute costs a child some pages more.
+from os import SEEK_CUR, _exit, closerange, dup2, lseek
+from resource import RLIMIT_AS, RLIMIT_CPU, RLIMIT_FSIZE, setrlimit
+from typing import Any, NamedTuple
 
 from . import child, lockdown, remote, seccomp
+from .child import read_all
+from .lockdown import LARGEST_FILE, OPEN_FILES, die_with_parent
 
 Body = Callable[..., int | None]
 """What a child does with the bytes of its blobs; returns its exit status (None: 0)."""
-
-# What honest solutions import most: loaded once here, they cost a child nothing. The rest of the
-# library still loads from its folder, unless it needs a system library. `threading` and `random`
-# are left out because their own hooks at each fork take as long as the fork.
-PRELOADED = (
-    "_sitebuiltins", "array", "ast", "base64", "bisect", "calendar", "cmath", "collections.abc",
-    "copy", "dataclasses", "datetime", "decimal", "fractions", "functools", "heapq", "io",
-    "itertools", "json", "math", "numbers", "operator", "re", "string", "textwrap", "time",
-    "typing", "unicodedata", "zlib",
-)  # fmt: skip
+Files = tuple[tuple[int, int], ...]
+HardLimits = tuple[tuple[int, tuple[int, int]], ...]
 
 # kind, CPU seconds, wall seconds, bytes of memory, bytes of output, sizes of up to four blobs
 BLOBS = 4
@@ -72,29 +67,15 @@ _COMPILE_SECONDS, _COMPILE_MEMORY = 10.0, 1 << 30
 _STACK_SHARE = 4  # a compiled program's memory by this is the size of its stacks
 _FIRST_FREE_FD = 10  # those below have fixed meanings in children
 _PROGRAM_FD = 7  # of a compiled program, until it starts
-
-
-class Child:
-    """A forked process, its clock of CPU time, and an end that can be waited for."""
-
-    def __init__(self, pid: int, cpu_seconds: float) -> None:
-        self._pid, self._cpu_seconds = pid, cpu_seconds
-        self.fd = os.pidfd_open(pid)
-        # The clock of another process's CPU time: CPUCLOCK_SCHED of `pid`, see clock_getcpuclockid.
-        self._cpu_clock = (~pid << 3) | 2
-
-    def cpu_left(self) -> float:
-        try:
-            return self._cpu_seconds - time.clock_gettime(self._cpu_clock)
-        except OSError:  # already a zombie
-            return math.inf
-
-    def reap(self) -> tuple[int, float]:
-        """Kill the child if it still runs; its wait status and the CPU seconds it used."""
-        os.kill(self._pid, signal.SIGKILL)
-        os.close(self.fd)
-        _, status, usage = os.wait4(self._pid, 0)
-        return status, usage.ru_utime + usage.ru_stime
+# Reads and prints as most programs do; often enough to be specialised (PEP 659).
+_REHEARSAL = """
+import sys
+a, b = map(int, input().split())
+for line in sys.stdin: print(*(int(x) + a for x in line.split()), sep=" ", end="\\n")
+print(sys.stdin.read(), f"{b:.3f}", [a], " ".join(str(i) for i in range(b)))
+"""
+_REHEARSAL_INPUT, _REHEARSALS = b"1 2\n3 4\n", 10
+_SOLUTION = ["solution"]  # the arguments of a program
 
 
 class Limits(NamedTuple):
@@ -119,14 +100,21 @@ class Result(NamedTuple):
 
 
 class Server:
-    """Answers requests until the supervisor closes the pipe."""
+    """Answers requests until the supervisor closes the pipe.
+
+    The path of a test is kept short, on both sides of the fork: each page that either of them
+    writes to afterwards costs a fault and mostly a copy, and to use an object is to write to it
+    (its reference count). See docs/judge.md, "Speed".
+    """
 
     def __init__(self, requests: int, replies: int, own_memory: int, unsafe: bool) -> None:
         self._requests, self._replies = requests, replies
         self._filters: dict[bool, seccomp.Filter] = {}
         if not unsafe:
-            self._filters[False] = seccomp.Filter(seccomp.build(seccomp.CANDIDATE_CALLS))
-            self._filters[True] = seccomp.Filter(seccomp.build(seccomp.COMPILED_CALLS))
+            for compiled, refused in (
+                (False, seccomp.CANDIDATE_REFUSALS), (True, seccomp.COMPILED_REFUSALS),
+            ):  # fmt: skip
+                self._filters[compiled] = seccomp.Filter(seccomp.build_refusals(refused))
         self._answers: dict[int, Callable[..., Result]] = {
             LOAD: self._load, LOAD_COMPILED: self._load_compiled, SCRIPT: self._script,
             CALL: self._call, ASSERT: self._assert, CHECK: self._check,
@@ -136,20 +124,37 @@ class Server:
         self._program = _file()
         self._compiled = False
         self._own_memory = own_memory
-        # Set by a child that is ready to run its program, then unmapped there: what a candidate
-        # writes can never make its end look like a fault of the judge's.
-        self._started = mmap.mmap(-1, mmap.PAGESIZE)
+        self._limits: Limits | None = None  # of the last child
+        self._hard_limits: HardLimits = ()  # the same, for `setrlimit`
+        # Its offset counts the children that are ready to run their programs, for whom it is closed
+        # then: what a candidate does can never make its end look like a fault of the judge's.
+        self._ready = _file()
+        self._poll = select.poll()
+        self._poll.register(requests, 0)  # reports only that the supervisor went away
 
     def serve(self) -> None:
         """Answer requests until standard input closes."""
-        header = bytearray(REQUEST.size)
-        while _read_exactly(self._requests, memoryview(header)):
+        while header := _read_header(self._requests):
             kind, cpu, wall, memory, output, *sizes = REQUEST.unpack(header)
-            blobs = [self._receive(size) for size in sizes[: BLOBS_OF[kind]]]
+            blobs = list(map(self._receive, sizes[: BLOBS_OF[kind]]))
             result = self._answers[kind](Limits(cpu, wall, memory, output), *blobs)
             self._reply(result)
             for fd in {*blobs, result.output, result.report}:
                 os.close(fd)
+
+    def rehearse(self) -> None:
+        """Run a program of our own here, so that the interpreter's caches (of attributes, of
+        specialised instructions) are full before the first fork, not anew in each child: 17 page
+        faults of a test less."""
+        stdin = _file()
+        os.write(stdin, _REHEARSAL_INPUT)
+        os.dup2(stdin, 0)
+        for _ in range(_REHEARSALS):
+            os.lseek(stdin, 0, os.SEEK_SET)
+            child.rehearse(_REHEARSAL)
+            child.standard_streams()
+        os.dup2(2, 0)
+        os.close(stdin)
 
     def _receive(self, size: int) -> int:
         fd = _file()
@@ -162,56 +167,60 @@ class Server:
         return fd
 
     def _reply(self, result: Result) -> None:
-        files = (result.output, result.report)
-        sizes = [os.fstat(fd).st_size for fd in files]
-        header = REPLY.pack(*result[:4], *sizes)
-        os.write(self._replies, LENGTH.pack(len(header) + sum(sizes)) + header)
-        for fd, size in zip(files, sizes, strict=True):
-            sent = 0
-            while sent < size:
-                sent += os.sendfile(self._replies, fd, sent, size - sent)
+        *numbers, output, report = result
+        output_size, report_size = _size(output), _size(report)
+        header = REPLY.pack(*numbers, output_size, report_size)
+        length = LENGTH.pack(len(header) + output_size + report_size)
+        os.write(self._replies, length + header)
+        self._send(output, output_size)
+        self._send(report, report_size)
+
+    def _send(self, fd: int, size: int) -> None:
+        sent = 0
+        while sent < size:
+            sent += os.sendfile(self._replies, fd, sent, size - sent)
 
     def _load(self, limits: Limits, source: int) -> Result:
         os.close(self._program)
-        self._program, self._compiled = _file(), False
+        self._program, self._compiled, self._limits = _file(), False, None
         limits = Limits(_COMPILE_SECONDS, 3 * _COMPILE_SECONDS, _COMPILE_MEMORY, _COMPILE_MEMORY)
         report = _file()
-        files = {3: report, 4: self._program}
-        return self._run(limits, child.compile_program, [source], files, _file(), report)
+        files = ((report, 3), (self._program, 4))
+        return self._run(limits, child.compile_program, (source,), files, _file(), report)
 
     def _load_compiled(self, limits: Limits, binary: int) -> Result:
         os.close(self._program)
         # A file that is open for writing cannot be executed.
         self._program = os.open(f"/proc/self/fd/{binary}", os.O_RDONLY)
-        self._compiled = True
+        self._compiled, self._limits = True, None
         return Result(EXITED, 0, 0.0, 0.0, _file(), _file())
 
     def _script(self, limits: Limits, stdin: int) -> Result:
-        return self._run_program(limits, ["solution"], stdin, ())
+        return self._run_program(limits, _SOLUTION, stdin, ())
 
     def _check(
         self, limits: Limits, given: int, output: int, answer: int, arguments: int
     ) -> Result:
         argv = ["checker", *json.loads(child.read_all(arguments))]
-        return self._run_program(limits, argv, output, (given, output, answer))
+        return self._run_program(limits, argv, output, ((given, 4), (output, 5), (answer, 6)))
 
-    def _run_program(
-        self, limits: Limits, argv: list[str], stdin: int, files: tuple[int, ...]
-    ) -> Result:
+    def _run_program(self, limits: Limits, argv: list[str], stdin: int, files: Files) -> Result:
         output, report = _file(), _file()
-        layout = {0: stdin, 1: output, 3: report} | dict(enumerate(files, start=4))
+        sys.argv = argv
         if self._compiled:
             # Its standard error is the report: nothing else can say why it ended.
-            layout |= {2: report, _PROGRAM_FD: self._program}
-            return self._run(limits, lambda: _execute(argv, limits), [], layout, output, report)
-        body = functools.partial(child.run_script, argv)
-        return self._run(limits, body, [self._program], layout, output, report)
+            files = ((report, 2), (report, 3), *files, (self._program, _PROGRAM_FD))
+            body: Body = functools.partial(_execute, argv, limits)
+            blobs: tuple[int, ...] = ()
+        else:
+            files = ((report, 3), *files)
+            body, blobs = child.run_script, (self._program,)
+        return self._run(limits, body, blobs, ((stdin, 0), (output, 1), *files), output, report)
 
     def _call(self, limits: Limits, call: int) -> Result:
         report = _file()
-        return self._run(
-            limits, child.run_call, [self._program, call], {3: report}, _file(), report
-        )
+        blobs = (self._program, call)
+        return self._run(limits, child.run_call, blobs, ((report, 3),), _file(), report)
 
     def _assert(self, limits: Limits, job: int) -> Result:
         """Two children. The result is the tester's, with its report as the output; where the
@@ -220,84 +229,116 @@ class Server:
         from_candidate, replies = os.pipe()
         verdict, report = _file(), _file()
         started = time.monotonic()
-        candidate = self._fork(
-            limits, remote.run_candidate, [self._program], {3: report, 4: replies, 5: requests}
-        )
-        tester = self._fork(
-            limits, remote.run_tester, [job], {3: verdict, 4: to_candidate, 5: from_candidate}, 1
-        )
+        os.lseek(self._ready, 0, os.SEEK_SET)
+        files = ((report, 3), (replies, 4), (requests, 5))
+        candidate = self._fork(limits, remote.run_candidate, (self._program,), files)
+        files = ((verdict, 3), (to_candidate, 4), (from_candidate, 5))
+        tester = self._fork(limits, remote.run_tester, (job,), files)
         for fd in (requests, to_candidate, from_candidate, replies):
             os.close(fd)
-        ending = self._wait([candidate, tester], tester, limits, started)
-        if not (self._started[0] and self._started[1]):
+        pids = (candidate, tester)
+        ending = self._wait(tester, pids, limits, started)
+        if os.lseek(self._ready, 0, os.SEEK_CUR) != len(pids):
             ending = NOT_STARTED
         lost = os.pread(verdict, 1, 0) == remote.LOST
         if lost and ending == EXITED:  # its end was first, but the clocks may still have the word
-            ending = self._wait([candidate], candidate, limits, started)
-        (candidate_status, cpu), (status, tester_cpu) = candidate.reap(), tester.reap()
+            ending = self._wait(candidate, (candidate,), limits, started)
+        (candidate_status, cpu), (status, tester_cpu) = map(_reap, pids)
         wall = time.monotonic() - started
         status = candidate_status if lost else status
         return Result(ending, status, cpu + tester_cpu, wall, verdict, report)
 
     def _run(
-        self, limits: Limits, body: Body, blobs: list[int], files: dict[int, int], output: int,
+        self, limits: Limits, body: Body, blobs: tuple[int, ...], files: Files, output: int,
         report: int,
     ) -> Result:  # fmt: skip
         """Fork one child, wait for its end; `output` and `report` are files that it may fill."""
+        os.lseek(self._ready, 0, os.SEEK_SET)
         started = time.monotonic()
-        process = self._fork(limits, body, blobs, files)
-        ending = self._wait([process], process, limits, started)
-        status, cpu = process.reap()
-        if not self._started[0]:
+        pid = self._fork(limits, body, blobs, files)
+        ending = self._wait(pid, (pid,), limits, started)
+        status, cpu = _reap(pid)
+        if not os.lseek(self._ready, 0, os.SEEK_CUR):
             ending = NOT_STARTED
         return Result(ending, status, cpu, time.monotonic() - started, output, report)
 
-    def _fork(
-        self, limits: Limits, body: Body, blobs: list[int], files: dict[int, int], number: int = 0
-    ) -> Child:
-        """A locked-down child that runs `body` on the bytes of `blobs`, with `files` at the
-        descriptors given, and no others open but the standard ones."""
-        self._started[number] = 0
+    def _fork(self, limits: Limits, body: Body, blobs: tuple[int, ...], files: Files) -> int:
+        """A locked-down child that runs `body` on the bytes of `blobs`, with `files` (pairs of a
+        descriptor and its number there, 3 or above last) and none but the standard ones besides."""
+        # Whatever can be done before the fork, or once for many.
+        if limits != self._limits:
+            self._limits, self._hard_limits = limits, self._in_kernel(limits)
+        refuse, hard_limits = self._filters.get(self._compiled), self._hard_limits
+        ready, server = self._ready, self._pid
         pid = os.fork()
         if pid:
-            return Child(pid, limits.cpu_seconds)
+            return pid
         status = 1
         try:
-            lockdown.die_with_parent(self._pid)
-            contents = [child.read_all(blob) for blob in blobs]
-            for target, fd in files.items():
-                os.dup2(fd, target)
-            os.closerange(max(2, *files) + 1, lockdown.OPEN_FILES)
-            cpu = math.ceil(limits.cpu_seconds) + 1
-            memory = limits.memory_bytes + (0 if self._compiled else self._own_memory)
-            lockdown.limit_resources(cpu, memory, max(limits.output_bytes + 2, _MINIMUM_FILE))
-            if self._filters:
-                self._filters[self._compiled].install()
-            self._started[number] = 1
-            self._started.close()
+            die_with_parent(server)
+            contents = tuple(map(read_all, blobs))
+            for fd, target in files:
+                dup2(fd, target)
+            for resource, limit in hard_limits:
+                setrlimit(resource, limit)
+            if refuse:
+                refuse.install()
+            lseek(ready, 1, SEEK_CUR)
+            closerange(target + 1, OPEN_FILES)
             status = body(*contents) or 0
         finally:
-            os._exit(status)
+            _exit(status)
 
-    def _wait(self, children: list[Child], last: Child, limits: Limits, started: float) -> int:
-        """Wait until `last` ends, or a clock runs out; returns the ending."""
-        poll = select.poll()
-        poll.register(self._requests, 0)  # reports only that the supervisor went away
-        poll.register(last.fd, select.POLLIN)
-        while True:
-            cpu = min(process.cpu_left() for process in children)
-            wall = started + limits.wall_seconds - time.monotonic()
-            if cpu <= 0:
-                return OUT_OF_CPU
-            if wall <= 0:
-                return OUT_OF_TIME
-            # Threads on several cores use CPU time faster than the wall clock runs.
-            milliseconds = max(2, math.ceil(1000 * min(wall, cpu / self._cores)))
-            events = poll.poll(milliseconds)
-            if any(fd == self._requests for fd, _ in events):
-                os._exit(0)  # the children follow: they die with their parent
-            if events:
-                return EXITED
+    def _in_kernel(self, limits: Limits) -> HardLimits:
+        """A backstop behind the clocks, and what only the kernel can hold a child to.
+
+        RLIMIT_NPROC is left alone: it counts all processes of the user, and seccomp refuses new
+        processes anyway. Threads are bounded by their stacks' share of the address space.
+        """
+        memory = limits.memory_bytes + (0 if self._compiled else self._own_memory)
+        file = min(max(limits.output_bytes + 2, _MINIMUM_FILE), LARGEST_FILE)
+        cpu = math.ceil(limits.cpu_seconds) + 1
+        return (
+            (RLIMIT_CPU, (cpu, cpu)), (RLIMIT_AS, (memory, memory)), (RLIMIT_FSIZE, (file, file)),
+        )  # fmt: skip
+
+    def _wait(self, last: int, pids: tuple[int, ...], limits: Limits, started: float) -> int:
+        """Wait until `last` ends, or a clock of one of `pids` runs out; returns the ending."""
+        cpu_seconds, wall_seconds, _, _ = limits
+        fd = os.pidfd_open(last)
+        self._poll.register(fd, select.POLLIN)
+        cpu, wall = cpu_seconds, wall_seconds
+        try:
+            while True:
+                # Threads on several cores use CPU time faster than the wall clock runs.
+                events = self._poll.poll(max(2, 1000 * min(wall, cpu / self._cores) + 1))
+                for ready, _ in events:
+                    if ready == self._requests:
+                        os._exit(0)  # the children follow: they die with their parent
+                    return EXITED
+                cpu = cpu_seconds - max(map(_cpu_time, pids))
+                wall = started + wall_seconds - time.monotonic()
+                if cpu <= 0:
+                    return OUT_OF_CPU
+                if wall <= 0:
+                    return OUT_OF_TIME
+        finally:
+            self._poll.unregister(fd)
+            os.close(fd)
+
+
+def _cpu_time(pid: int) -> float:
+    """Seconds of CPU time of a child, all threads. Also of one that has ended, until it is
+    reaped."""
+    # The clock of another process's CPU time: CPUCLOCK_SCHED of `pid`, see clock_getcpuclockid.
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+def _reap(pid: int) -> tuple[int, float]:
+    """Kill the child if it still runs; its wait status and the CPU seconds it used."""
+    cpu = _cpu_time(pid)
+    os.kill(pid, signal.SIGKILL)
+    return os.waitpid(pid, 0)[1], cpu
 
 
 def _execute(argv: list[str], limits: Limits) -> None:
@@ -311,54 +352,37 @@ def _execute(argv: list[str], limits: Limits) -> None:
     os.execve(f"/proc/self/fd/{_PROGRAM_FD}", argv, {})
 
 
+def _size(fd: int) -> int:
+    return os.lseek(fd, 0, os.SEEK_END)
+
+
 def _file() -> int:
     return os.memfd_create("")
 
 
-def _read_exactly(fd: int, view: memoryview) -> bool:
-    while view:
-        count = os.readv(fd, [view])
-        if not count:
-            return False
-        view = view[count:]
-    return True
+def _read_header(fd: int) -> bytes:
+    """The next request's first bytes; none if the pipe was closed."""
+    data = os.read(fd, REQUEST.size)
+    while data and len(data) < REQUEST.size:
+        more = os.read(fd, REQUEST.size - len(data))
+        if not more:
+            return b""
+        data += more
+    return data
 
 
-def _standard_streams() -> None:
-    """Fresh `sys.stdin` and so on. Those of the interpreter's start remember a pipe."""
-    for fd, name in enumerate(("stdin", "stdout", "stderr")):
-        errors = "backslashreplace" if name == "stderr" else "surrogateescape"
-        stream = open(fd, "w" if fd else "r", closefd=False, errors=errors)  # noqa: SIM115
-        setattr(sys, name, stream)
-        setattr(sys, f"__{name}__", stream)
-
-
-def _site_builtins() -> None:
-    """`exit` and `quit`, which the interpreter leaves out under -S."""
-    for name in ("exit", "quit"):
-        setattr(builtins, name, sys.modules["_sitebuiltins"].Quitter(name, "Ctrl-D"))
-
-
-def main(arguments: list[str]) -> None:
-    """Start with JSON arguments, and serve.
-
-    {"unsafe": bool, "folders": of more libraries, "modules": to load from them, "writable": folders
-    that programs may make files in}
-    """
-    options = json.loads(arguments[0])
-    sys.path += options["folders"]
+def main(options: dict[str, Any]) -> None:
+    """Take over standard input and output, lock down, and serve. Options: see `serve.main`."""
     null = os.open(os.devnull, os.O_RDWR)
     for fd in range(3, _FIRST_FREE_FD):  # taken, so that no file of the server's gets them
         os.dup2(null, fd)
     requests, replies = os.dup(0), os.dup(1)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
-    for name in (*PRELOADED, *options["modules"]):
-        importlib.import_module(name)
-    _standard_streams()
-    _site_builtins()
+    child.standard_streams()
+    child.prepare()
     with open("/proc/self/statm") as file:
-        own_memory = int(file.read().split()[0]) * mmap.PAGESIZE
+        own_memory = int(file.read().split()[0]) * resource.getpagesize()
     error = None
     try:
         if not options["unsafe"]:
@@ -368,6 +392,8 @@ def main(arguments: list[str]) -> None:
     message = json.dumps({"error": error}).encode()
     os.write(replies, LENGTH.pack(len(message)) + message)
     if error is None:
+        server = Server(requests, replies, own_memory, options["unsafe"])
+        server.rehearse()
         gc.collect()
         gc.freeze()  # so that a child's collections do not copy the shared pages
-        Server(requests, replies, own_memory, options["unsafe"]).serve()
+        server.serve()
