@@ -1,58 +1,18 @@
 """Validation beside a step: the same problems each time, and nothing else changes."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from openmimo.config.schema import Recipe, RLConfig
-from openmimo.data.documents import write_records
 from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Completion, Request
-from openmimo.metrics import read_metrics
-from openmimo.model.checkpoint import save_model
 from openmimo.model.mimo import MiMo
-from openmimo.rl import train
 from openmimo.rl.validation import validation_prompts
-from openmimo.runs import Run
 from openmimo.tokenizer import Tokenizer
 
 Taught = tuple[MiMo, Tokenizer, list[dict[str, Any]]]
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    metrics = read_metrics(folder / "stages" / "rl" / "metrics.jsonl")
-    clocks = ("time", "time_rollout", "time_update", "time_reward_wait", "time_event_loop_lag")
-    return [{k: v for k, v in record.items() if k not in clocks} for record in metrics]
-
-
-@pytest.fixture
-def trained(
-    taught: Taught, tmp_path: Path, make_recipe: Callable[..., Recipe]
-) -> Callable[..., list[dict[str, Any]]]:
-    """`trained(name, **changes)`: the metrics of a run of RL with these settings."""
-    model, tokenizer, problems = taught
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-    def trained(name: str, **changes: Any) -> list[dict[str, Any]]:
-        run = Run(tmp_path / name)
-        stages = {name: run.stage(name, f"hash {name}") for name in ("data", "sft", "difficulty")}
-        tokenizer.save(stages["data"].dir / "tokenizer")
-        (stages["data"].dir / "problems").mkdir()
-        held = [problem | {"id": f"held {n}"} for n, problem in enumerate(problems[:-1])]
-        write_records(stages["data"].dir / "problems" / "heldout.jsonl", held)
-        save_model(model, stages["sft"].dir / "model", torch.float32)
-        write_records(stages["difficulty"].dir / "problems.jsonl", problems[:-1])
-        for stage in stages.values():
-            stage.finish()
-        train.run(make_recipe(**{"steps": 4} | changes), run, "rl")
-        return records(run.dir)
-
-    yield trained
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, state[name])
 
 
 def test_it_changes_nothing_but_the_time_and_can_be_repeated(trained: Any) -> None:
