@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from openmimo.cli_curate import add_curate_verb
-from openmimo.cli_judge import add_judge_verb
+from openmimo.cli_judge import add_judge_verbs
 from openmimo.cli_models import MODEL_VERBS, add_model_verbs
 from openmimo.cli_plan import add_plan_verb, plan
 from openmimo.cli_serve import add_serve_verb
@@ -39,6 +39,9 @@ class StageVerb:
     parallel: bool = False
     """Whether several processes may do it together, under torchrun."""
 
+
+_ROLLOUTS = ("compute.rollouts", "compute.ray_engines", "compute.ray_cpus", "compute.ray_gpus")
+_RL = ("rl", "compute.trackers", "compute.judge", *_ROLLOUTS)
 
 # In the order of `mimo speedrun`.
 STAGES = {
@@ -71,25 +74,36 @@ STAGES = {
     "difficulty": StageVerb(
         "measure how hard each test of the RL problems is",
         "openmimo.rl.difficulty",
-        ("rl.levels", "rl.level_clustering", "rl.level_samples", "rl.max_new_tokens"),
+        (
+            "rl.problems",
+            "rl.max_prompt_tokens",
+            "rl.levels",
+            "rl.level_clustering",
+            "rl.level_samples",
+            "rl.max_new_tokens",
+            "compute.judge",
+        ),
         after=("mtp-heads", "sft"),
     ),
     "rl-zero": StageVerb(
         "train RL-Zero from Base",
         "openmimo.rl.train",
-        ("rl", "compute.trackers"),
+        _RL,
         after=("difficulty",),
         arguments=(("variant", "rl_zero"),),
     ),
     "rl": StageVerb(
         "train RL from SFT",
         "openmimo.rl.train",
-        ("rl", "compute.trackers"),
+        _RL,
         after=("difficulty",),
         arguments=(("variant", "rl"),),
     ),
     "eval": StageVerb(
-        "score the four variants", "openmimo.evals.run", ("eval",), after=("rl-zero", "rl")
+        "score the four variants",
+        "openmimo.evals.run",
+        ("eval", "compute.judge"),
+        after=("rl-zero", "rl"),
     ),
     "release": StageVerb(
         "write the four release folders", "openmimo.release", ("release",), after=("eval",)
@@ -117,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 130
         again = (
             "nothing was written"
-            if verb in (*MODEL_VERBS, "plan", "serve", "judge", "chat")
+            if verb in (*MODEL_VERBS, "plan", "serve", "judge", "judge-serve", "chat")
             else "the same command goes on from here"
         )
         print(f"mimo: stopped; {again}", file=sys.stderr)
@@ -217,7 +231,7 @@ def make_parser() -> Parser:
     add_model_verbs(verbs)
     add_serve_verb(verbs)
     add_curate_verb(verbs)
-    add_judge_verb(verbs)
+    add_judge_verbs(verbs)
 
     report = verbs.add_parser("report", help="render the report of a run")
     report.add_argument("run", metavar="RUN", type=Path, help="the run's folder")

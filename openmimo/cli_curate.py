@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from openmimo.errors import UserError
+
+if TYPE_CHECKING:
+    from openmimo.curation.solver import Solver
 
 EPILOG = (
     "SOURCE is [FORMAT:]FILE; FORMAT is gsm8k, math, mbpp, code_contests or problems (default: "
@@ -40,17 +43,23 @@ def add_curate_verb(verbs: Any) -> None:
     add("--model", metavar="DIR", type=Path, help=text)
     text = "a strong model: drops what it cannot solve"
     add("--strong", metavar="DIR", type=Path, help=text)
+    text = "what runs that model: native, vllm, or the URL of a vLLM server (default: native)"
+    add("--model-engine", metavar="ENGINE", default="native", help=text)
+    add("--strong-engine", metavar="ENGINE", default="native", help="likewise")
     add("--rollouts", type=positive, default=16, help="answers of each model (default: 16)")
     add("--max-tokens", type=positive, default=4096, help="of an answer (default: 4096)")
     add("--temperature", type=positive_number, default=1.0, help="(default: 1.0)")
+    text = "of `mimo judge-serve`, separated by commas (default: programs are judged here)"
+    add("--judge", metavar="URL", default="local", help=text)
     add("--seed", type=int, default=0, help="of the rollouts (default: 0)")
     verb.set_defaults(handler=curate)
 
 
 def curate(options: argparse.Namespace) -> None:
     """`mimo curate SOURCE... --out DIR`."""
-    from openmimo.curation.pipeline import Sampling, Settings
+    from openmimo.curation.pipeline import Settings
     from openmimo.curation.pipeline import curate as run
+    from openmimo.curation.solver import Sampling
     from openmimo.curation.sources import open_source
 
     settings = Settings(
@@ -64,13 +73,31 @@ def curate(options: argparse.Namespace) -> None:
             seed=options.seed,
         ),
         fields=options.fields,
-        judgement=options.filter,
-        strong=options.strong,
-        own=options.model,
+        filter=options.filter,
+        strong=solver("strong", options.strong, options.strong_engine),
+        own=solver("model", options.model, options.model_engine),
+        judge=options.judge,
     )
     sources = [open_source(text) for text in options.sources]
     against = [open_source(text) for text in options.against]
     print(f"wrote {run(sources, against, settings, options.out)} and its funnel.md")
+
+
+def solver(option: str, folder: Path | None, engine: str) -> Solver | None:
+    """The model of an option and what runs it."""
+    from openmimo.curation.solver import Solver
+    from openmimo.inference.choose import check_engine_name
+
+    check_engine_name(engine)
+    if folder is None:
+        if engine != "native":
+            raise UserError(
+                f"--{option}-engine {engine} without --{option}: name the model's folder"
+            )
+        return None
+    if not folder.is_dir():
+        raise UserError(f"no model folder {folder}")
+    return Solver(folder, engine)
 
 
 def fields(text: str) -> dict[str, str]:

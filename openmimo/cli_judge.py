@@ -1,9 +1,11 @@
-"""The verb judge: a program against tests, in the sandbox."""
+"""The verbs judge and judge-serve: a program against tests, in a sandbox; as a service."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +19,13 @@ if TYPE_CHECKING:
 RULES = ("tokens", "lines", "exact", "floats", "unordered")
 
 
-def add_judge_verb(verbs: Any) -> None:
-    """Add the verb to argparse's subparsers; it sets `handler`."""
+def add_judge_verbs(verbs: Any) -> None:
+    """Add the verbs to argparse's subparsers; each sets `handler`."""
+    _add_judge(verbs)
+    _add_serve(verbs)
+
+
+def _add_judge(verbs: Any) -> None:
     text = "judge a program on tests, in a sandbox; exit code 1 unless it passes all of them"
     verb = verbs.add_parser("judge", help=text, description=text)
     add = verb.add_argument
@@ -34,14 +41,33 @@ def add_judge_verb(verbs: Any) -> None:
     add("--output", type=int, help="bytes of output a test (default: 4 MiB)")
     add("--stop", action="store_true", help="at the first failure")
     add("--workers", type=int, default=1, help="suites judged at once (default: 1)")
+    text = "of `mimo judge-serve`, separated by commas (default: judge here); see --api-key there"
+    add("--server", metavar="URL", help=text)
     add("--json", metavar="FILE", help="write the verdicts there, - for standard output")
     add("--unsafe-local", action="store_true", help="without a sandbox, at your own risk")
     verb.set_defaults(handler=judge)
 
 
+def _add_serve(verbs: Any) -> None:
+    text = "serve the judge over HTTP: programs and tests in, verdicts out"
+    verb = verbs.add_parser("judge-serve", help=text, description=text)
+    add = verb.add_argument
+    add("--host", default="127.0.0.1", help="(default: 127.0.0.1, this machine alone)")
+    add("--port", type=int, default=8001, help="(default: 8001)")
+    text = "clients must send it (default: OPENMIMO_JUDGE_KEY, or none is asked for)"
+    add("--api-key", help=text)
+    cores = os.cpu_count() or 1
+    add("--workers", type=int, default=cores, help="solutions judged at once (default: one a core)")
+    add("--max-queue", type=int, default=1024, help="solutions taken at once (default: 1024)")
+    add("--max-body-bytes", type=int, default=32_000_000, help="of a request (default: 32000000)")
+    add("--drain", type=float, default=30, help="seconds that a stop waits (default: 30)")
+    add("--unsafe-local", action="store_true", help="without a sandbox, at your own risk")
+    verb.set_defaults(handler=serve)
+
+
 def judge(options: argparse.Namespace) -> None:
     """`mimo judge PROGRAM TESTS...`. SystemExit 1 if a test fails."""
-    from openmimo.judge import Judge
+    from openmimo.judge.connect import LOCAL, open_judge
     from openmimo.judge.suites import read_suite
 
     if not options.program.is_file():
@@ -49,7 +75,10 @@ def judge(options: argparse.Namespace) -> None:
     source = options.program.read_text(encoding="utf-8", errors="surrogateescape")
     rule = _rule(options)
     suites = [read_suite(path, rule, options.entry_point) for path in options.tests]
-    with Judge(options.workers, unsafe=options.unsafe_local) as judge_:
+    where = options.server or LOCAL
+    with contextlib.closing(
+        open_judge(where, options.workers, unsafe=options.unsafe_local)
+    ) as judge_:
         futures = [
             judge_.submit(
                 suite.program(options.program.name, source),
@@ -67,6 +96,26 @@ def judge(options: argparse.Namespace) -> None:
             _print(suite, verdicts)
     if any(verdict.status != "ok" for verdicts in results for verdict in verdicts):
         raise SystemExit(1)
+
+
+def serve(options: argparse.Namespace) -> None:
+    """`mimo judge-serve`."""
+    from openmimo.judge.connect import KEY_VARIABLE
+    from openmimo.judge.service.serve import ServiceSettings
+    from openmimo.judge.service.serve import serve as run
+
+    settings = ServiceSettings(
+        host=options.host,
+        port=options.port,
+        # An empty one is refused: whoever gives it means to have a key.
+        api_key=os.environ.get(KEY_VARIABLE) if options.api_key is None else options.api_key,
+        workers=options.workers,
+        max_queue=options.max_queue,
+        max_body_bytes=options.max_body_bytes,
+        drain=options.drain,
+        unsafe=options.unsafe_local,
+    )
+    run(settings)
 
 
 def _rule(options: argparse.Namespace) -> Rule | None:

@@ -25,6 +25,7 @@ NEUTRAL = (
     "trackers",
     "validate_every",
     "validation_problems",
+    "judge",
 )
 """Settings that a stage's result does not depend on, rounding aside: changing them must not redo
 the stage."""

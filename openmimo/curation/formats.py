@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, Json, ValidationError
 
-from openmimo.curation.rows import Row
+from openmimo.data.rows import Row
 from openmimo.rewards.math import extract_answer
 
 Problem = dict[str, Any]

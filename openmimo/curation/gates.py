@@ -1,29 +1,39 @@
 """The gates that need no model: deduplication, decontamination, kinds of problems.
 
-Each takes all problems and gives those it keeps and those it drops, with the reason: nothing is
-dropped silently.
+A gate takes problems one by one, and yields each as it is if it keeps it, or as a `Drop` with the
+reason: nothing is dropped silently. What it has in memory are hashes, never all texts.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from openmimo.curation.formats import Problem
+from openmimo.curation.journal import content_key
 from openmimo.data.decontaminate import DecontaminationIndex
 from openmimo.data.dedup import near_clusters
+from openmimo.data.rows import batches
 from openmimo.errors import UserError
+
+QUESTIONS = 256
+"""That a filter gets at once."""
 
 
 @dataclass(frozen=True)
 class Drop:
-    """A problem that a gate dropped. `reason` is one of a few, `detail` what is particular."""
+    """A problem that a gate dropped. `reason` is one of a few, `detail` what is particular.
+
+    undecided: nothing was found out about it, so the gate looks at it again when it is next asked.
+    """
 
     problem: Problem
     reason: str
     detail: str = ""
+    undecided: bool = False
 
     def record(self) -> dict[str, Any]:
         """The JSON form."""
@@ -32,49 +42,80 @@ class Drop:
         return shared | {"reason": self.reason, "detail": self.detail}
 
 
-Sifted = tuple[list[Problem], list[Drop]]
-"""What is kept, in order, and what is dropped."""
+Sifted = Generator[Problem | Drop, None, None]
+"""The problems in order, kept or dropped."""
 
 Judgement = Callable[[Sequence[str]], Sequence[str | None]]
 """Questions in, for each the reason why it is not verifiable, or None: a model, for example."""
 
 
-def deduplicate(problems: Sequence[Problem], threshold: float) -> Sifted:
+class _Questions:
+    """The questions of problems, as often as one asks for them."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self._problems = problems
+
+    def __iter__(self) -> Iterator[str]:
+        return (_unended(problem["prompt"]) for problem in self._problems)
+
+
+@dataclass(frozen=True)
+class _Twin:
+    """What is to be known of a problem that has near duplicates. `question`: its hash."""
+
+    origin: str
+    question: str
+    answer: str | None
+    golden: bool
+
+
+def deduplicate(problems: Iterable[Problem], threshold: float) -> Sifted:
     """Keep one problem of each cluster of near duplicates (MinHash over word 5-grams).
 
     The first with a golden solution stays, else the first; earlier sources go before later ones.
     Equal questions whose answers differ leave nothing: at least one of the answers is wrong, and
     nobody knows which.
+
+    problems: iterated over several times.
     """
-    dropped: dict[int, Drop] = {}
-    for cluster in near_clusters([_unended(p["prompt"]) for p in problems], threshold):
-        wrong = _contradictions([problems[index] for index in cluster])
-        right = [index for index in cluster if problems[index]["origin"] not in wrong]
-        best = min(right, key=lambda index: (not problems[index].get("golden"), index), default=-1)
-        for index in cluster:
-            problem = problems[index]
-            if index not in right:
-                other = wrong[problem["origin"]]
-                dropped[index] = Drop(problem, "duplicates with other answers", other)
-            elif index != best:
-                dropped[index] = Drop(problem, "duplicate", f"of {problems[best]['origin']}")
-    kept = [problem for index, problem in enumerate(problems) if index not in dropped]
-    return kept, [dropped[index] for index in sorted(dropped)]
+    clusters = [each for each in near_clusters(_Questions(problems), threshold) if len(each) > 1]
+    alike = {index for cluster in clusters for index in cluster}
+    twins = {index: _twin(each) for index, each in enumerate(problems) if index in alike}
+    reasons: dict[int, tuple[str, str]] = {}
+    for cluster in clusters:
+        reasons |= _surplus({index: twins[index] for index in cluster})
+    for index, problem in enumerate(problems):
+        yield Drop(problem, *reasons[index]) if index in reasons else problem
 
 
-def _contradictions(cluster: Sequence[Problem]) -> dict[str, str]:
-    """Origins of equal questions that have several answers, and what those are."""
-    answers: dict[str, dict[str, str]] = {}
-    for problem in cluster:
-        if "answer" in problem:
-            same = answers.setdefault(_squeezed(_unended(problem["prompt"])), {})
-            same[problem["origin"]] = _squeezed(problem["answer"])
-    return {
-        origin: " / ".join(sorted(set(same.values())))
-        for same in answers.values()
-        for origin in same
-        if len(set(same.values())) > 1
+def _twin(problem: Problem) -> _Twin:
+    answer = _squeezed(problem["answer"]) if "answer" in problem else None
+    question = content_key(_squeezed(_unended(problem["prompt"])))
+    return _Twin(problem["origin"], question, answer, bool(problem.get("golden")))
+
+
+def _surplus(cluster: Mapping[int, _Twin]) -> dict[int, tuple[str, str]]:
+    """Those of a cluster that do not stay, each with the reason."""
+    reasons = _contradictions(cluster)
+    right = [index for index in cluster if index not in reasons]
+    best = min(right, key=lambda index: (not cluster[index].golden, index), default=-1)
+    return reasons | {
+        index: ("duplicate", f"of {cluster[best].origin}") for index in right if index != best
     }
+
+
+def _contradictions(cluster: Mapping[int, _Twin]) -> dict[int, tuple[str, str]]:
+    """Equal questions that have several answers, and what those are."""
+    equal: dict[str, list[int]] = defaultdict(list)
+    for index, twin in cluster.items():
+        if twin.answer is not None:
+            equal[twin.question].append(index)
+    found: dict[int, tuple[str, str]] = {}
+    for indices in equal.values():
+        answers = sorted({str(cluster[index].answer) for index in indices})
+        if len(answers) > 1:
+            found |= dict.fromkeys(indices, ("duplicates with other answers", " / ".join(answers)))
+    return found
 
 
 def _unended(text: str) -> str:
@@ -86,19 +127,16 @@ def _squeezed(text: str) -> str:
     return "".join(text.lower().split())
 
 
-def decontaminate(problems: Sequence[Problem], items: Mapping[str, str], n: int) -> Sifted:
+def decontaminate(problems: Iterable[Problem], items: Mapping[str, str], n: int) -> Sifted:
     """Drop problems that hold an evaluation item; see `data/decontaminate.py` for the rules.
 
     items: questions and assertions by name. Only their names are told, never their text.
     """
     if not items:
-        return list(problems), []
-    kept, report = DecontaminationIndex(items, n).filter(problems, _asked)
-    dropped = [
-        Drop(problems[each.record], "evaluation item", ", ".join(list(each.items)[:3]))
-        for each in report.dropped
-    ]
-    return kept, dropped
+        yield from problems
+        return
+    for problem, found in DecontaminationIndex(items, n).sift(problems, _asked):
+        yield Drop(problem, "evaluation item", ", ".join(list(found)[:3])) if found else problem
 
 
 def _asked(problem: Problem) -> str:
@@ -144,17 +182,22 @@ def kind_by_rule(problem: Problem) -> str | None:
     return None
 
 
-def sift_kinds(problems: Sequence[Problem], judgement: Judgement | None) -> Sifted:
-    """Drop what a rule finds, then what `judgement` says; see `kind_by_rule`."""
-    reasons = [kind_by_rule(problem) for problem in problems]
-    details = ["by rule"] * len(problems)
-    left = [index for index, reason in enumerate(reasons) if reason is None]
-    if judgement is not None and left:
-        judged = judgement([problems[index]["prompt"] for index in left])
-        if len(judged) != len(left):
-            raise UserError(f"the filter gave {len(judged)} answers to {len(left)} questions")
-        for index, reason in zip(left, judged, strict=True):
-            reasons[index], details[index] = reason, "by the filter"
-    rows = list(zip(problems, reasons, details, strict=True))
-    kept = [problem for problem, reason, _ in rows if reason is None]
-    return kept, [Drop(problem, str(reason), why) for problem, reason, why in rows if reason]
+def sift_kinds(problems: Iterable[Problem], judgement: Judgement | None) -> Sifted:
+    """Drop what a rule finds (`kind_by_rule`), then what `judgement` says of the others.
+
+    Raises UserError if `judgement` does not answer each question with a text or None.
+    """
+    for batch in batches(problems, QUESTIONS):
+        reasons = [kind_by_rule(problem) for problem in batch]
+        details = ["by rule"] * len(batch)
+        left = [index for index, reason in enumerate(reasons) if reason is None]
+        if judgement is not None and left:
+            judged = judgement([batch[index]["prompt"] for index in left])
+            if len(judged) != len(left):
+                raise UserError(f"the filter gave {len(judged)} answers to {len(left)} questions")
+            for index, reason in zip(left, judged, strict=True):
+                if reason is not None and (not isinstance(reason, str) or not reason):
+                    raise UserError(f"the filter answered {reason!r}: give a reason, or None")
+                reasons[index], details[index] = reason, "by the filter"
+        for problem, reason, detail in zip(batch, reasons, details, strict=True):
+            yield problem if reason is None else Drop(problem, str(reason), detail)

@@ -6,7 +6,7 @@ trained says whether it is too easy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from openmimo.curation.formats import Problem
@@ -34,19 +34,8 @@ class Outcomes:
         return self.right / self.answers
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """Of rollouts. `tokens`: an answer's longest length. `test_seconds`: CPU time of one test."""
-
-    rollouts: int
-    tokens: int
-    temperature: float
-    test_seconds: float
-    seed: int
-
-
 def keep(
-    problems: Sequence[Problem],
+    problems: Iterable[Problem],
     strong: Mapping[str, Outcomes] | None,
     own: Mapping[str, Outcomes] | None,
 ) -> Sifted:
@@ -59,18 +48,13 @@ def keep(
     strong, own: outcomes by problem id; None: not measured, so that its rules drop nothing, but
         for programs that no golden solution vouches for.
     """
-    kept, dropped = [], []
     for problem in problems:
         found = {"strong": (strong or {}).get(problem["id"]), "own": (own or {}).get(problem["id"])}
         reason = None
         if strong is not None or own is not None:
             reason = _unmeasured(strong, own, found)
         reason = reason or _unsolved(problem, found["strong"]) or _easy(problem, found["own"])
-        if reason:
-            dropped.append(Drop(problem, *reason))
-        else:
-            kept.append(problem | _measured(found))
-    return kept, dropped
+        yield Drop(problem, *reason) if reason else problem | _measured(found)
 
 
 Reason = tuple[str, str]
@@ -83,7 +67,9 @@ def _unmeasured(
 ) -> Reason | None:
     for name, asked in (("strong", strong), ("own", own)):
         outcomes = found[name]
-        if asked is not None and (outcomes is None or not outcomes.answers):
+        if asked is not None and outcomes is None:
+            return "prompt longer than the context", f"of the {name} model"
+        if outcomes is not None and not outcomes.answers:
             return "no rollout could be judged", f"of the {name} model"
     return None
 

@@ -1,29 +1,35 @@
 """The gates in order, each a stage of a run folder: done once, and redone when its settings change.
 
 OUT/stages/<gate>/kept.jsonl, dropped.jsonl     what each gate kept and dropped
-OUT/stages/rollouts_<model>/samples.jsonl       every answer, as it was judged
+OUT/journals/*.jsonl                            golden solutions, a filter's words, rollouts
 OUT/problems.parquet                            the result
 OUT/funnel.json, funnel.md                      how many are left after each gate, and examples
+
+Problems pass from file to file, one by one, so that memory does not grow with their texts.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from openmimo.config.base import config_hash
 from openmimo.curation import gates
+from openmimo.curation.filters import load_filter
 from openmimo.curation.formats import Problem
 from openmimo.curation.funnel import write_funnel
 from openmimo.curation.golden import check_references
-from openmimo.curation.keep import Outcomes, Sampling, keep
+from openmimo.curation.journal import Journal, content_key
+from openmimo.curation.keep import Outcomes, keep
 from openmimo.curation.parquet import write_parquet
-from openmimo.curation.rows import digest, import_parquet
+from openmimo.curation.sifted import DROPPED, KEPT, Problems, write_sifted
+from openmimo.curation.solver import Sampling, Solver
 from openmimo.curation.sources import Source, read_items, read_sources
-from openmimo.data.documents import read_records, write_records
+from openmimo.data.rows import digest, import_parquet
 from openmimo.errors import UserError
+from openmimo.judge.connect import LOCAL
 from openmimo.runs import Run
 
 GATES = ("read", "dedup", "decontaminate", "kinds", "references", "keep")
@@ -37,17 +43,19 @@ class Settings:
     fields: our names -> a file's, for sources of the format `problems`.
     similarity: Jaccard similarity of 5-grams from which two problems are duplicates.
     ngram: words that a problem and an evaluation item must share.
-    judgement: MODULE:FUNCTION, see `gates.Judgement`; None: the rules alone.
-    strong, own: folders of the models that solve the problems; None: no rollouts.
+    filter: MODULE:FUNCTION, see `gates.Judgement`; None: the rules alone.
+    strong, own: the models that solve the problems; None: no rollouts.
+    judge: where programs are judged, see `open_judge`; changes no result.
     """
 
     similarity: float
     ngram: int
     sampling: Sampling
     fields: Mapping[str, str] = field(default_factory=dict)
-    judgement: str | None = None
-    strong: Path | None = None
-    own: Path | None = None
+    filter: str | None = None
+    strong: Solver | None = None
+    own: Solver | None = None
+    judge: str = LOCAL
 
 
 def curate(sources: list[Source], against: list[Source], settings: Settings, folder: Path) -> Path:
@@ -58,108 +66,113 @@ def curate(sources: list[Source], against: list[Source], settings: Settings, fol
         KeyboardInterrupt: a stop was asked for; the same call goes on from there.
     """
     import_parquet()  # now rather than after hours of rollouts
-    judgement = load_judgement(settings.judgement)
     sampling = settings.sampling
     with Run(folder) as run:
-        chain = _Chain(run)
+        chain = _Chain(run, settings.judge)
         read_key = {"sources": [each.key for each in sources], "fields": dict(settings.fields)}
-        problems = chain.gate("read", read_key, lambda _: read_sources(sources, settings.fields))
-        problems = chain.gate(
+        chain.gate("read", read_key, lambda _: read_sources(sources, settings.fields))
+        chain.gate(
             "dedup",
             {"similarity": settings.similarity},
             lambda problems: gates.deduplicate(problems, settings.similarity),
         )
-        items_key = {"against": [each.key for each in against], "ngram": settings.ngram}
-        problems = chain.gate(
+        chain.gate(
             "decontaminate",
-            items_key,
+            {"against": [each.key for each in against], "ngram": settings.ngram},
             lambda problems: gates.decontaminate(problems, read_items(against), settings.ngram),
         )
-        problems = chain.gate(
-            "kinds",
-            {"judgement": settings.judgement},
-            lambda problems: gates.sift_kinds(problems, judgement),
-        )
-        problems = chain.gate(
-            "references",
-            {"seconds": sampling.test_seconds},
-            lambda problems: check_references(problems, sampling.test_seconds, run.interrupt),
-        )
-        strong = chain.rollouts("strong", settings.strong, problems, sampling)
-        own = chain.rollouts("own", settings.own, problems, sampling)
-        problems = chain.gate("keep", {}, lambda problems: keep(problems, strong, own))
-        write_parquet(run.dir / "problems.parquet", problems)
+        _sift_kinds(chain, settings.filter)
+        with Journal(chain.journal("golden"), "reason", "detail") as journal:
+            chain.gate(
+                "references",
+                {"seconds": sampling.test_seconds},
+                lambda problems: check_references(
+                    problems, sampling.test_seconds, journal, run.interrupt, settings.judge
+                ),
+            )
+        strong = chain.rollouts("strong", settings.strong, sampling)
+        own = chain.rollouts("own", settings.own, sampling)
+        chain.gate("keep", {}, lambda problems: keep(problems, strong, own))
+        write_parquet(run.dir / "problems.parquet", chain.problems)
         write_funnel(run.dir, GATES)
     return run.dir / "problems.parquet"
 
 
 class _Chain:
     """Gates one after the other. What a gate was made of is its settings and the content of what
-    it read, so that a gate which comes to the same again redoes nothing after it."""
+    it read, so that a gate which comes to the same again redoes nothing after it.
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._problems: list[Problem] = []
+    problems: what the latest gate kept.
+    """
+
+    def __init__(self, run: Run, judge: str) -> None:
+        self._run, self._judge = run, judge
+        self.problems: Iterable[Problem] = ()
         self._kept = ""  # hash of the last gate's problems
         self._measured: list[str] = []  # the models' names, and hashes of their outcomes
 
+    def journal(self, name: str) -> Path:
+        return self._run.dir / "journals" / f"{name}.jsonl"
+
     def gate(
-        self, name: str, key: Mapping[str, object], sift: Callable[[list[Problem]], gates.Sifted]
-    ) -> list[Problem]:
-        """What the gate keeps of what the one before kept; read back if it is done."""
+        self,
+        name: str,
+        key: Mapping[str, object],
+        sift: Callable[[Iterable[Problem]], gates.Sifted],
+    ) -> None:
+        """Sift what the gate before kept, unless that is done.
+
+        A gate that could not decide on a problem is not done: the next run asks it again.
+        """
         self._run.interrupt.check()
         stage = self._run.stage(name, config_hash(dict(key), self._kept, *self._measured))
-        file = stage.dir / "kept.jsonl"
         if not stage.is_done():
-            kept, dropped = sift(self._problems)
-            write_records(stage.dir / "dropped.jsonl", (drop.record() for drop in dropped))
-            write_records(file, kept)
-            if not kept:
-                lost = stage.dir / "dropped.jsonl"
-                raise UserError(f"the gate {name} left no problem of {len(dropped):,}: see {lost}")
-            stage.finish(kept=len(kept), dropped=len(dropped))
-            print(f"curate {name}: {len(kept):,} kept, {len(dropped):,} dropped", flush=True)
-        self._problems, self._kept = [record for _, record in read_records(file)], digest(file)
-        return self._problems
+            with closing(sift(self.problems)) as sifted:
+                counts = write_sifted(stage.dir, sifted)
+            if not counts.kept:
+                lost = stage.dir / DROPPED
+                raise UserError(
+                    f"the gate {name} left no problem of {counts.dropped:,}: see {lost}"
+                )
+            open_ends = ""
+            if counts.undecided:
+                open_ends = f", {counts.undecided:,} of them not judged: repeat the command"
+            else:
+                stage.finish(kept=counts.kept, dropped=counts.dropped)
+            print(
+                f"curate {name}: {counts.kept:,} kept, {counts.dropped:,} dropped{open_ends}",
+                flush=True,
+            )
+        self.problems = Problems(stage.dir / KEPT)
+        self._kept = digest(stage.dir / KEPT)
 
     def rollouts(
-        self, name: str, folder: Path | None, problems: list[Problem], sampling: Sampling
+        self, name: str, solver: Solver | None, sampling: Sampling
     ) -> dict[str, Outcomes] | None:
         """How often a model solves each problem; None without a model."""
-        if folder is None:
+        if solver is None:
             return None
-        if not folder.is_dir():
-            raise UserError(f"no model folder {folder}")
+        from openmimo.curation.rollouts import open_journal, roll_out  # torch takes seconds
+
         self._run.interrupt.check()
-        model = {path.name: digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
-        key = {"model": model, **asdict(sampling)}
-        stage = self._run.stage(f"rollouts_{name}", config_hash(key, self._kept))
-        file = stage.dir / "outcomes.jsonl"
-        if not stage.is_done():
-            from openmimo.curation.rollouts import roll_out  # torch takes seconds to import
-
-            samples = stage.dir / "samples.jsonl"
-            interrupt = self._run.interrupt
-            found = roll_out(f"rollouts {name}", folder, problems, sampling, samples, interrupt)
-            write_records(file, ({"id": each} | asdict(found[each]) for each in found))
-            stage.finish(answers=sum(each.answers for each in found.values()))
-        self._measured.append(f"{name} {digest(file)}")
-        return {
-            record["id"]: Outcomes(record["answers"], record["right"], tuple(record["tests"]))
-            for _, record in read_records(file, "id")
-        }
+        # The same file for both models, if they are the same.
+        path = self.journal(f"rollouts-{solver.fingerprint(sampling)}")
+        with open_journal(path) as journal:
+            found = roll_out(
+                f"rollouts {name}", solver, self.problems, sampling, journal, self._run.interrupt,
+                self._judge,
+            )  # fmt: skip
+        values = {each: asdict(outcomes) for each, outcomes in found.items()}
+        self._measured.append(f"{name} {content_key(values)}")
+        return found
 
 
-def load_judgement(name: str | None) -> gates.Judgement | None:
-    """The function that MODULE:FUNCTION names. Raises UserError if there is none."""
+def _sift_kinds(chain: _Chain, name: str | None) -> None:
     if name is None:
-        return None
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"no filter {name!r} ({error}): write MODULE:FUNCTION") from error
-    if not callable(found):
-        raise UserError(f"the filter {name} is no function")
-    judgement: gates.Judgement = found
-    return judgement
+        chain.gate("kinds", {}, lambda problems: gates.sift_kinds(problems, None))
+        return
+    own = load_filter(name)
+    with Journal(chain.journal("filter"), "reason") as journal:
+        judgement = own.remembering(journal)
+        key = {"filter": own.name, "version": own.version}
+        chain.gate("kinds", key, lambda problems: gates.sift_kinds(problems, judgement))

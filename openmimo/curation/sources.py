@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from openmimo.curation.formats import (
     to_problem,
 )
 from openmimo.curation.gates import Drop, Sifted
-from openmimo.curation.rows import digest, locate, read_rows
+from openmimo.data.rows import Row, digest, locate, read_rows
 from openmimo.errors import UserError
 
 
@@ -53,39 +53,47 @@ def open_source(text: str) -> Source:
 
 
 def read_sources(sources: Sequence[Source], fields: Mapping[str, str]) -> Sifted:
-    """All rows as problems, with `source` and `origin`, and the rows that are none.
+    """All rows as problems, with `source` and `origin` (file and row), and the rows that are none.
 
     fields: names of the format `problems`, where a file has others.
 
     Raises:
         UserError: a file cannot be read, or not one row of it has the form of its format.
     """
-    kept: list[Problem] = []
-    dropped: list[Drop] = []
+    called = _short_names(path for source in sources for path, _ in source.files)
     for source in sources:
-        names = fields if source.format == "problems" else {}
         for path, _ in source.files:
             usable, first = 0, ""
             for number, row in read_rows(path):
-                place = {"source": source.name, "origin": f"{path.name}:{number}"}
-                try:
-                    kept.append(to_problem(row, source.format, names) | place)
+                found = _problem(source, row, fields, f"{called[path]}:{number}")
+                yield found
+                if isinstance(found, Drop):
+                    first = first or f"{found.reason}, {found.detail}"
+                else:
                     usable += 1
-                except NotAProblem as reason:
-                    first = first or f"{reason.reason}, {reason.detail}"
-                    prompt = question_of(row) or ""
-                    dropped.append(Drop(place | {"prompt": prompt}, reason.reason, reason.detail))
             if not usable:
                 raise UserError(
                     f"{path} has no problem of the format {source.format} ({first or 'no rows'}): "
                     f"name another one of {', '.join(FORMATS)}, or the columns with --fields"
                 )
-    # Files of one name in two sources are told apart by the source.
-    origins = {(problem["origin"], problem["source"]) for problem in kept}
-    if len({origin for origin, _ in origins}) < len(origins):
-        for problem in kept:
-            problem["origin"] = f"{problem['source']}#{problem['origin'].rpartition(':')[2]}"
-    return kept, dropped
+
+
+def _problem(source: Source, row: Row, fields: Mapping[str, str], origin: str) -> Problem | Drop:
+    place = {"source": source.name, "origin": origin}
+    try:
+        return to_problem(row, source.format, fields if source.format == "problems" else {}) | place
+    except NotAProblem as why:
+        return Drop(place | {"prompt": question_of(row) or ""}, why.reason, why.detail)
+
+
+def _short_names(paths: Iterable[Path]) -> dict[Path, str]:
+    """Files by name, with as many of their folders as tell them apart."""
+    distinct = list(dict.fromkeys(paths))
+    for length in range(1, 1 + max((len(path.parts) for path in distinct), default=0)):
+        names = {path: "/".join(path.parts[-length:]) for path in distinct}
+        if len(set(names.values())) == len(distinct):
+            return names
+    return {path: str(path) for path in distinct}
 
 
 def read_items(sources: Sequence[Source]) -> dict[str, str]:

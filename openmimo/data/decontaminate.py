@@ -18,12 +18,12 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TypeVar
 
 import numpy as np
 
 from openmimo.data.ngrams import Hashes, WordHasher, growing_ngrams
+from openmimo.data.rows import batches
 from openmimo.errors import UserError
 
 Record = TypeVar("Record")
@@ -138,15 +138,12 @@ class DecontaminationIndex:
         kept: list[Record] = []
         dropped: list[Contamination] = []
         seen = 0
-        for batch in _batches(records):
-            for record, found in zip(
-                batch, self._matches([text_of(r) for r in batch]), strict=True
-            ):
-                if found:
-                    dropped.append(Contamination(seen, dict(sorted(found.items()))))
-                else:
-                    kept.append(record)
-                seen += 1
+        for record, found in self.sift(records, text_of):
+            if found:
+                dropped.append(Contamination(seen, found))
+            else:
+                kept.append(record)
+            seen += 1
         report = DecontaminationReport(
             n=self.n,
             items=len(self._ids),
@@ -156,6 +153,16 @@ class DecontaminationIndex:
             dropped=tuple(dropped),
         )
         return kept, report
+
+    def sift(
+        self, records: Iterable[Record], text_of: Callable[[Record], str]
+    ) -> Iterator[tuple[Record, dict[str, int]]]:
+        """Yield each record with the items that it holds, sorted, and the n-grams shared with each;
+        a batch of them is in memory at a time."""
+        for batch in batches(records, _BATCH):
+            found = self._matches([text_of(record) for record in batch])
+            for record, items in zip(batch, found, strict=True):
+                yield record, dict(sorted(items.items()))
 
     def _matches(self, texts: Sequence[str]) -> list[dict[str, int]]:
         """For each text, the items it holds and the number of shared n-grams (1 if short)."""
@@ -192,9 +199,3 @@ def _is_in(values: Hashes, ordered: Hashes) -> np.ndarray:
     """Which values occur in a sorted array, bool[len(values)]."""
     places = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
     return ordered[places] == values
-
-
-def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
-    iterator = iter(records)
-    while batch := list(islice(iterator, _BATCH)):
-        yield batch

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -21,9 +21,11 @@ import numpy as np
 
 from openmimo.data.documents import Document
 from openmimo.data.ngrams import Hashes, WordHasher, growing_ngrams
+from openmimo.data.rows import batches
 from openmimo.errors import UserError
 
 SHINGLE_WORDS = 5
+_BATCH = 2048  # texts hashed together
 
 # Punctuation counts as words: "3 + 4" and "3 * 4" are different texts.
 _WORDS = re.compile(r"\w+|[^\w\s]")
@@ -91,19 +93,35 @@ def drop_near(
 
 
 def near_clusters(
-    texts: Sequence[str], threshold: float = 0.8, bands: int = 20, rows: int = 5
+    texts: Iterable[str], threshold: float = 0.8, bands: int = 20, rows: int = 5
 ) -> list[list[int]]:
-    """Partition texts, by their positions, into clusters of near duplicates; most have one member.
+    """Group texts into clusters of near duplicates, most of them of one text; indices, in order.
 
-    Equal texts are in one cluster. Raises UserError as `deduplicate`.
+    Equal texts are in one cluster. `texts` is iterated over twice, and may come from a file: what
+    stays in memory is `bands` hashes a text, and the 5-grams of those that share one of them.
+    Raises UserError as `deduplicate`.
     """
     if not 0 < threshold <= 1:
         raise UserError(f"the similarity threshold must lie in (0, 1], got {threshold}")
     if bands < 1 or rows < 1:
         raise UserError(f"MinHash needs at least one band and row, got {bands} x {rows}")
-    shingles = document_shingles(texts)
-    buckets = _buckets(_band_keys(minhash(shingles, bands * rows), bands))
-    return _clusters(shingles, buckets, threshold)
+    keys: list[Hashes] = []
+    count = 0
+    for batch in batches(texts, _BATCH):
+        signatures = minhash(document_shingles(batch), bands * rows, first=count)
+        keys.append(_band_keys(signatures, bands))
+        count += len(batch)
+    buckets = list(_buckets(np.concatenate(keys))) if keys else []
+    candidates = {index for bucket in buckets for index in bucket}
+    chosen = ((index, text) for index, text in enumerate(texts) if index in candidates)
+    shingles = {
+        index: hashes
+        for batch in batches(chosen, _BATCH)
+        for (index, _), hashes in zip(
+            batch, document_shingles(text for _, text in batch), strict=True
+        )
+    }
+    return _clusters(count, shingles, buckets, threshold)
 
 
 def _keep_best(documents: Sequence[Document], groups: Iterable[list[int]]) -> list[Document]:
@@ -132,11 +150,12 @@ def _shingles(words: Hashes) -> Hashes:
     return np.unique(shingles)
 
 
-def minhash(shingles: Sequence[Hashes], functions: int) -> Hashes:
+def minhash(shingles: Sequence[Hashes], functions: int, first: int = 0) -> Hashes:
     """Return signatures, uint64[documents, functions]: the least value of each hash function.
 
     The functions are x -> a x + b modulo 2**64 with fixed pseudo-random odd a. A document without
-    shingles gets values that no other document has, so that it never looks like a duplicate.
+    shingles gets values that no other document has, so that it never looks like a duplicate: its
+    index, counted from `first`.
     """
     constants = np.random.Philox(key=20250512).random_raw(2 * functions).reshape(2, functions)
     signatures = np.empty((len(shingles), functions), dtype=np.uint64)
@@ -145,7 +164,7 @@ def minhash(shingles: Sequence[Hashes], functions: int) -> Hashes:
         if len(values):
             signatures[index] = _least(values, factors, shifts)
         else:
-            signatures[index] = np.uint64(index)
+            signatures[index] = np.uint64(first + index)
     return signatures
 
 
@@ -180,14 +199,14 @@ def _buckets(keys: Hashes) -> Iterable[list[int]]:
 
 
 def _clusters(
-    shingles: Sequence[Hashes], buckets: Iterable[list[int]], threshold: float
+    count: int, shingles: Mapping[int, Hashes], buckets: Iterable[list[int]], threshold: float
 ) -> list[list[int]]:
     """Connected components of the pairs that share a bucket and are similar enough.
 
     Documents already in one cluster are not compared, as that could not change the components: a
     bucket of many near-identical documents costs one comparison for each.
     """
-    parent = list(range(len(shingles)))
+    parent = list(range(count))
     different: set[tuple[int, int]] = set()
 
     def similar(left: int, right: int) -> bool:
@@ -209,7 +228,7 @@ def _clusters(
                     joined += members.pop(root)
             members[_root(parent, right)] = joined
     groups: dict[int, list[int]] = {}
-    for index in range(len(shingles)):
+    for index in range(count):
         groups.setdefault(_root(parent, index), []).append(index)
     return list(groups.values())
 

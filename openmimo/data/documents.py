@@ -91,6 +91,20 @@ def write_records(path: Path, records: Iterable[dict[str, Any]]) -> int:
     return count
 
 
+def cut_torn_line(path: Path) -> None:
+    """Remove what stands behind a file's last line break, as a killed process leaves it."""
+    with path.open("r+b") as file:
+        size = end = file.seek(0, os.SEEK_END)
+        newline = -1
+        while end and newline < 0:
+            start = max(0, end - 65536)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            end = start + newline + 1 if newline >= 0 else start
+        if end < size:
+            file.truncate(end)
+
+
 def read_documents(path: Path) -> Iterator[Document]:
     """Yield the documents of a JSON Lines file in order.
 

@@ -55,7 +55,10 @@ def run(recipe: Recipe, run: Run) -> None:
     )
     variants, mtp = {}, {}
     with RewardPool(
-        grading=ALL_TESTS, judge_workers=os.cpu_count() or 1, judge=JUDGE_LIMITS
+        grading=ALL_TESTS,
+        judge_workers=os.cpu_count() or 1,
+        judge=JUDGE_LIMITS,
+        judge_at=recipe.compute.judge,
     ) as pool:
         for variant, source in VARIANTS.items():
             model = load_model(run.dir / "stages" / source / "model", dtype=torch.float32)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from openmimo.data.documents import read_records
+from openmimo.data.documents import cut_torn_line, read_records
 from openmimo.errors import UserError
 from openmimo.evals.exam import SampleKey
 
@@ -56,7 +55,7 @@ class SampleFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.samples: dict[SampleKey, Sample] = {}
         if path.exists():
-            _cut_torn_line(path)
+            cut_torn_line(path)
             keys = set(expected)
             for line, record in read_records(path):
                 sample = _parse(record)
@@ -84,13 +83,6 @@ class SampleFile:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
-
-
-def _cut_torn_line(path: Path) -> None:
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
 
 
 _TYPES = {

@@ -1,15 +1,19 @@
 """What is judged: a program, its tests, and the limits they run under."""
 
 import hashlib
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from openmimo.errors import UserError
+from openmimo.errors import UserError, shown
 from openmimo.judge.compare import FLOATS, TOKENS, Rule
 
 Language = Literal["python", "cpp"]
 Protocol = Literal["testlib", "kattis", "cms"]
+
+_FILE_NAME = re.compile(r"\w[\w.+-]*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,8 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class Program:
     """A program's text, its language and, for C++, further files (a grader, its header): name
-    and text of each, compiled together with it."""
+    and text of each, compiled together with it. UserError for names that are no plain file
+    names: they come from afar, and become files and arguments of the compiler."""
 
     source: str
     language: Language = "python"
@@ -47,6 +52,9 @@ class Program:
         if self.language not in get_args(Language):
             known = ", ".join(get_args(Language))
             raise UserError(f"no language {self.language!r}: use one of {known}")
+        for name, _ in self.files:
+            if not _FILE_NAME.fullmatch(name):
+                raise UserError(f"a program's file cannot have the name {shown(name)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +111,22 @@ class AssertTest:
 
 
 Test = StdioTest | CallTest | AssertTest
+
+
+def check_solution(program: Program, tests: Sequence[Test], order: Sequence[int]) -> None:
+    """UserError for what no judge takes: see `Judge.submit`."""
+    if not tests:
+        raise UserError("judge: a program without tests says nothing")
+    if sorted(order) != list(range(len(tests))):
+        raise UserError(f"judge: the order does not hold each of {len(tests)} tests exactly once")
+    for test in tests:
+        if program.language != "python" and not isinstance(test, StdioTest):
+            raise UserError(f"judge: a {program.language} program is judged by its output only")
+        if isinstance(test, CallTest):
+            try:
+                json.dumps([list(test.args), test.expected])
+            except (TypeError, ValueError, RecursionError) as error:
+                raise UserError(f"a test holds what is not a JSON value: {error}") from error
 
 
 def content_key(*parts: object) -> bytes:

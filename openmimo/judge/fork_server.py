@@ -18,6 +18,10 @@ _START_SECONDS = 60.0
 _SLACK_SECONDS = 10.0  # beyond a test's own limits, before its server counts as hung
 
 
+class NotStartedError(UserError):
+    """A server that ended before it was ready. The next one may do better."""
+
+
 class Outcome(NamedTuple):
     """How a child ended (`server.Result`), and the bytes that it left."""
 
@@ -69,7 +73,10 @@ class ForkServer:
         try:
             error = json.loads(self._process.receive(_START_SECONDS))["error"]
         except (EOFError, OSError) as failure:
-            error = f"the sandbox process did not start ({failure})"
+            raise NotStartedError(
+                f"judge: the sandbox process did not start ({failure}): free some memory, or try "
+                "again"
+            ) from failure
         if error:
             raise UserError(
                 f"judge: {error}; programs are not run unprotected. Use a Linux kernel with "

@@ -1,14 +1,12 @@
 """What comes before any worker: a solution is checked, and judged once however often it comes."""
 
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from openmimo.errors import UserError
-from openmimo.judge.cases import CallTest, Limits, Program, StdioTest, Test, content_key
+from openmimo.judge.cases import Limits, Program, Test, check_solution, content_key
 from openmimo.judge.verdict import SolutionVerdict, Status, Verdict
 
 
@@ -62,7 +60,7 @@ class Intake:
             program = Program(program)
         tests = tuple(tests)
         order = tuple(range(len(tests)) if order is None else order)
-        _check(program, tests, order)
+        check_solution(program, tests, order)
         suite = content_key(tests, limits)
         key = content_key(program, suite, order, stop_at_failure)
         with self._lock:
@@ -90,18 +88,3 @@ class Intake:
                 while len(self._costs) > self._size:
                     self._costs.popitem(last=False)
         job.future.set_result(verdict)
-
-
-def _check(program: Program, tests: Sequence[Test], order: Sequence[int]) -> None:
-    if not tests:
-        raise UserError("judge: a program without tests says nothing")
-    if sorted(order) != list(range(len(tests))):
-        raise UserError(f"judge: the order does not hold each of {len(tests)} tests exactly once")
-    for test in tests:
-        if program.language != "python" and not isinstance(test, StdioTest):
-            raise UserError(f"judge: a {program.language} program is judged by its output only")
-        if isinstance(test, CallTest):
-            try:
-                json.dumps([list(test.args), test.expected])
-            except (TypeError, ValueError) as error:
-                raise UserError(f"a test holds what is not a JSON value: {error}") from error

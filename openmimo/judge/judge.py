@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import json
 import math
 import queue
 import threading
@@ -13,12 +12,33 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from openmimo.errors import UserError
-from openmimo.judge.cases import CallTest, Limits, Program, StdioTest, Test, content_key
+from openmimo.judge.cases import Limits, Program, Test, check_solution, content_key
 from openmimo.judge.compiler import Compiler
+from openmimo.judge.fork_server import NotStartedError
 from openmimo.judge.verdict import SolutionVerdict, Status, Verdict
 from openmimo.judge.worker import Worker
 
-_CLOSED = "the judge was closed"
+CLOSED = "the judge was closed"
+
+_ATTEMPTS = 5  # at a solution whose worker is lost on the way: the last loss is a judge_error
+_STARTS = 10  # of a worker's successor that is killed before it is ready
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeStats:
+    """Of a judge at one moment; the last two count from its start.
+
+    waiting: solutions that no worker has taken yet.
+    alive: workers whose processes run; a dead one is replaced when a solution needs it.
+    cached: solutions whose verdict was known, or on the way.
+    restarts: workers that were replaced.
+    """
+
+    workers: int
+    alive: int
+    waiting: int
+    cached: int
+    restarts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +87,7 @@ class Judge:
         # The most expensive one first; None tells a thread to end.
         self._jobs: queue.PriorityQueue[tuple[float, int, _Job | None]] = queue.PriorityQueue()
         self._closed = False
+        self._cached = self._restarts = 0
         self._compiler = Compiler(unsafe)
         self._workers: list[Worker] = []
         try:
@@ -118,16 +139,17 @@ class Judge:
             program = Program(program)
         tests = tuple(tests)
         order = tuple(range(len(tests)) if order is None else order)
-        _check(program, tests, order)
+        check_solution(program, tests, order)
         limits = limits or self._limits
         suite = content_key(tests, limits)
         key = content_key(program, suite, order, stop_at_failure)
         with self._lock:
             if self._closed:
-                raise UserError(_CLOSED)
+                raise UserError(CLOSED)
             known = self._cache.get(key)
             if known is not None:
                 self._cache.move_to_end(key)
+                self._cached += 1
                 return known
             cost = self._costs.get(suite, limits.cpu_seconds * len(tests))
             job = _Job(key, suite, program, tests, limits, order, stop_at_failure)
@@ -137,6 +159,12 @@ class Judge:
                 self._cache.popitem(last=False)
             self._jobs.put((-cost, next(self._numbers), job))
         return job.future
+
+    def stats(self) -> JudgeStats:
+        """What is going on, for monitoring."""
+        alive = sum(worker.alive() for worker in self._workers)
+        waiting = self._jobs.qsize()
+        return JudgeStats(len(self._workers), alive, waiting, self._cached, self._restarts)
 
     def close(self) -> None:
         """Stop at once: what is running or waiting gives `judge_error`."""
@@ -153,7 +181,7 @@ class Judge:
         while not self._jobs.empty():
             job = self._jobs.get()[-1]
             if job is not None:
-                job.future.set_result(self._failed(job, _CLOSED))
+                job.future.set_result(self._failed(job, CLOSED))
 
     def __enter__(self) -> "Judge":
         return self
@@ -174,7 +202,7 @@ class Judge:
         while (job := self._jobs.get()[-1]) is not None:
             try:
                 verdict = self._judge(slot, job)
-            except (OSError, EOFError, ValueError, UserError) as error:
+            except Exception as error:  # else this worker's thread would end, and the job hang
                 self._workers[slot].kill()  # out of step with us, whatever happened
                 verdict = self._failed(job, f"{type(error).__name__}: {error}")
             self._remember(job, verdict)
@@ -195,41 +223,34 @@ class Judge:
         failure = Verdict(Status.JUDGE_ERROR, detail, unsafe=self._unsafe)
         return SolutionVerdict((failure,) * len(job.tests))
 
-    def _judge(self, slot: int, job: _Job) -> SolutionVerdict:
-        """Run a job; once more on a new server if the first one is lost on the way."""
+    def _judge(self, slot: int, job: _Job, attempts: int = _ATTEMPTS) -> SolutionVerdict:
+        """Run a job; anew on a new server if one is lost on the way."""
         try:
-            if self._workers[slot].alive():
-                return _run(self._workers[slot], job)
-        except (OSError, EOFError, ValueError):
-            pass
-        self._replace(slot)
-        return _run(self._workers[slot], job)
+            if not self._workers[slot].alive():
+                self._replace(slot)
+            return _run(self._workers[slot], job)
+        except (OSError, EOFError, ValueError, NotStartedError):
+            self._workers[slot].kill()
+            if attempts == 1:
+                raise
+        return self._judge(slot, job, attempts - 1)
 
-    def _replace(self, slot: int) -> None:
+    def _replace(self, slot: int, attempts: int = _STARTS) -> None:
         self._workers[slot].kill()
         worker = Worker(self._compiler, self._unsafe)
         with self._lock:
             self._workers[slot] = worker
+            self._restarts += 1
             closed = self._closed
         if closed:  # after `close` has interrupted the workers it knew
             worker.kill()
-            raise UserError(_CLOSED)
-        worker.wait_until_ready()
-
-
-def _check(program: Program, tests: Sequence[Test], order: Sequence[int]) -> None:
-    if not tests:
-        raise UserError("judge: a program without tests says nothing")
-    if sorted(order) != list(range(len(tests))):
-        raise UserError(f"judge: the order does not hold each of {len(tests)} tests exactly once")
-    for test in tests:
-        if program.language != "python" and not isinstance(test, StdioTest):
-            raise UserError(f"judge: a {program.language} program is judged by its output only")
-        if isinstance(test, CallTest):
-            try:
-                json.dumps([list(test.args), test.expected])
-            except (TypeError, ValueError) as error:
-                raise UserError(f"a test holds what is not a JSON value: {error}") from error
+            raise UserError(CLOSED)
+        try:
+            worker.wait_until_ready()
+        except NotStartedError:
+            if attempts == 1:
+                raise
+            self._replace(slot, attempts - 1)
 
 
 def _run(worker: Worker, job: _Job) -> SolutionVerdict:

@@ -11,7 +11,9 @@ from types import TracebackType
 from typing import Any
 
 from openmimo.errors import UserError
-from openmimo.judge import Judge, Limits, SolutionVerdict
+from openmimo.judge import Limits, SolutionVerdict
+from openmimo.judge.connect import LOCAL, open_judge
+from openmimo.judge.protocol import SolutionJudge
 from openmimo.judge.records import parse_test
 from openmimo.rewards import code, math
 from openmimo.rewards.grading import ALL_TESTS, Grading
@@ -26,12 +28,13 @@ JUDGE_LIMITS = Limits(cpu_seconds=0.5, wall_seconds=5.0, max_timeouts=1)
 class RewardPool:
     """Scores responses to problems (records as in the problem files, "math" or "code").
 
-    `grading` is the reward of code problems, `judge` the limits of their tests.
+    `grading` is the reward of code problems, `judge` the limits of their tests, `judge_at` where
+    they are judged (see `open_judge`).
     Tests that cannot change a score are not run, but with `every_test`. `math_seconds` bounds one
     comparison by Math-Verify, in CPU time. `cache_size` results of each domain are kept.
 
     Not for use from several threads at once. `submit` raises UserError where the judge cannot set
-    its sandbox up, so call `start_judge` first to learn it early.
+    its sandbox up or does not answer, so call `start_judge` first to learn it early.
     """
 
     def __init__(
@@ -43,10 +46,11 @@ class RewardPool:
         judge: Limits | None = None,
         every_test: bool = False,
         cache_size: int = 20_000,
+        judge_at: str = LOCAL,
     ) -> None:
         self._grading, self._every_test = grading, every_test
-        self._judge_workers, self._judge_limits = judge_workers, judge
-        self._judge: Judge | None = None
+        self._judge_at, self._judge_workers, self._judge_limits = judge_at, judge_workers, judge
+        self._judge: SolutionJudge | None = None
         self._math = MathVerifier(math_workers, math_seconds, cache_size)
         self._programs = VerdictCache(cache_size)
         self._finished: queue.SimpleQueue[tuple[Any, Verdict]] = queue.SimpleQueue()
@@ -62,10 +66,10 @@ class RewardPool:
         """How many responses had an answer or a program with a verdict already."""
         return self._math.cached + self._programs.cached
 
-    def start_judge(self) -> Judge:
+    def start_judge(self) -> SolutionJudge:
         """Start the code judge now rather than with the first program."""
         if self._judge is None:
-            self._judge = Judge(self._judge_workers, self._judge_limits)
+            self._judge = open_judge(self._judge_at, self._judge_workers, self._judge_limits)
         return self._judge
 
     def score(self, problem: Mapping[str, Any], response: str) -> Future[Verdict]:

@@ -15,7 +15,7 @@ import torch
 
 from openmimo.config.base import config_hash
 from openmimo.config.schema import Recipe, RLConfig
-from openmimo.data.documents import read_records, write_records
+from openmimo.data.documents import write_records
 from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request, RequestId
 from openmimo.inference.sampling import sample_seed
@@ -23,6 +23,7 @@ from openmimo.model.checkpoint import load_model
 from openmimo.rewards.difficulty import choose_levels, cluster_levels, pass_rates
 from openmimo.rewards.grading import ALL_TESTS
 from openmimo.rewards.pool import JUDGE_LIMITS, RewardPool
+from openmimo.rl.problems import fingerprint, fitting, read_problems
 from openmimo.rollout.driver import EngineSeat, RolloutDriver
 from openmimo.rollout.records import Prompt
 from openmimo.rollout.validation import answer_all
@@ -39,20 +40,23 @@ Vectors = dict[str, list[tuple[bool, ...]]]
 def run(recipe: Recipe, run: Run) -> None:
     """Stage `difficulty`: the RL problems with `levels` and each test's `pass_rates`."""
     upstream = [run.require(name) for name in ("data", *SOLVERS)]
+    problems_from = fingerprint(recipe.rl.problems)
     settings = {
         "levels": recipe.rl.levels,
         "clustering": recipe.rl.level_clustering,
         "samples": recipe.rl.level_samples,
         "max_new_tokens": recipe.rl.max_new_tokens,
+        "max_prompt_tokens": recipe.rl.max_prompt_tokens,
+        "problems": problems_from,
     }
     stage = run.stage("difficulty", config_hash(settings, str(recipe.seed), *upstream))
     if stage.is_done():
         return
-    data = run.dir / "stages" / "data"
-    file = data / "problems" / "rl.jsonl"
-    problems = [problem for _, problem in read_records(file, "id", "domain", "prompt")]
+    tokenizer = Tokenizer.load(run.dir / "stages" / "data" / "tokenizer")
+    context = recipe.model.max_position_embeddings
+    problems = read_problems(recipe.rl.problems, run)
+    problems = fitting(problems, tokenizer, context, recipe.rl.max_prompt_tokens)
     code = [problem for problem in problems if problem["domain"] == "code"]
-    tokenizer = Tokenizer.load(data / "tokenizer")
     vectors: Vectors = {problem["id"]: [] for problem in code}
     for solver in SOLVERS:
         folder = run.dir / "stages" / solver / "model"
@@ -65,7 +69,11 @@ def run(recipe: Recipe, run: Run) -> None:
     graded = [with_levels(problem, vectors, recipe.rl) for problem in problems]
     write_records(stage.dir / "problems.jsonl", graded)
     levels = [len(problem["levels"]) for problem in graded if problem["domain"] == "code"]
-    stage.finish(problems=len(graded), mean_levels=sum(levels) / max(1, len(levels)))
+    stage.finish(
+        problems=len(graded),
+        mean_levels=sum(levels) / max(1, len(levels)),
+        problems_from=problems_from,
+    )
 
 
 def with_levels(problem: dict[str, Any], vectors: Vectors, config: RLConfig) -> dict[str, Any]:
@@ -121,7 +129,9 @@ def _solve(
         for problem, ids in zip(problems, ids_of, strict=True)
     ]
     with (
-        RewardPool(grading=ALL_TESTS, judge=JUDGE_LIMITS, every_test=True) as pool,
+        RewardPool(
+            grading=ALL_TESTS, judge=JUDGE_LIMITS, every_test=True, judge_at=recipe.compute.judge
+        ) as pool,
         RolloutDriver(
             [EngineSeat(engine, config.slots)], pool, tokenizer.decode, request
         ) as driver,

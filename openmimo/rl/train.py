@@ -20,6 +20,7 @@ from openmimo.progress import Progress
 from openmimo.rewards.grading import Grading
 from openmimo.rewards.pool import JUDGE_LIMITS, RewardPool
 from openmimo.rl.curriculum import Curriculum
+from openmimo.rl.problems import check_unchanged
 from openmimo.rl.requests import Requests
 from openmimo.rl.step import Learner
 from openmimo.rl.validation import Validation, validation_prompts
@@ -40,9 +41,12 @@ START = {"rl": "sft", "rl_zero": "mtp_heads"}
 def run(recipe: Recipe, run: Run, variant: Variant) -> None:
     """Stage `rl` or `rl_zero`: from `stages/<start>/model` to `stages/<variant>/model`."""
     upstream = [run.require("difficulty"), run.require(START[variant])]
-    stage = run.stage(variant, config_hash(recipe.rl, str(recipe.seed), *upstream))
+    # The content of rl.problems is in the difficulty stage's hash; where it lies does not matter.
+    settings = recipe.rl.model_dump(mode="json", exclude={"problems"})
+    stage = run.stage(variant, config_hash(settings, str(recipe.seed), *upstream))
     if stage.is_done():
         return
+    check_unchanged(recipe.rl.problems, run.done("difficulty"))
     problems = load_problems(run.dir / "stages" / "difficulty" / "problems.jsonl", recipe.rl)
     model = load_model(run.dir / "stages" / START[variant] / "model", dtype=torch.float32)
     tokenizer = Tokenizer.load(run.dir / "stages" / "data" / "tokenizer")
@@ -89,8 +93,8 @@ def train(
         False if it was interrupted (a checkpoint is on disk), True if it is finished.
 
     Raises:
-        UserError: `max_short_steps` steps in a row found too few valid groups, or an engine or a
-            tracker cannot be had.
+        UserError: `max_short_steps` steps in a row found too few valid groups, or an engine, the
+            judge or a tracker cannot be had.
     """
     config = recipe.rl
     for layer in model.mtp_layers:
@@ -159,7 +163,7 @@ def _learner(
 
     with (
         open_engines(compute, settings, model, collect) as seats,
-        RewardPool(grading=grading, judge=JUDGE_LIMITS) as pool,
+        RewardPool(grading=grading, judge=JUDGE_LIMITS, judge_at=compute.judge) as pool,
         RolloutDriver(seats, pool, tokenizer.decode, request, _lag(recipe)) as driver,
     ):
         pool.start_judge()

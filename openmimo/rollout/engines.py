@@ -19,13 +19,11 @@ import torch
 
 from openmimo.config.schema import ComputeConfig, ModelConfig
 from openmimo.errors import UserError
+from openmimo.inference.choose import KEY_VARIABLE
 from openmimo.inference.engine import Collect, Engine
 from openmimo.inference.protocol import InferenceEngine
 from openmimo.model.mimo import MiMo
 from openmimo.rollout.driver import EngineSeat
-
-API_KEY = "VLLM_API_KEY"
-"""The environment variable of the servers' key: that of `vllm serve` itself."""
 
 RESTART_SECONDS = 300.0
 """How long one restart is tried: a server, or room on a cluster, may come back late."""
@@ -197,7 +195,7 @@ def _server_places(urls: Sequence[str], settings: EngineSettings, stack: ExitSta
         engine = RemoteVllm(
             url,
             slots=settings.slots,
-            api_key=os.environ.get(API_KEY),
+            api_key=os.environ.get(KEY_VARIABLE),
             used_vocab=settings.used_vocab,
         )
         if engine.max_length < settings.max_length:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib.resources
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -18,23 +18,26 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from openmimo.serving.calls import Call, Limits, chat_call, completion_call
-from openmimo.serving.errors import ApiError, as_api_error
+from openmimo.serving.errors import as_api_error
+from openmimo.serving.events import send_events
 from openmimo.serving.fields import ChatFields, CompletionFields, parse
-from openmimo.serving.http import (
-    Bodies,
-    DisconnectedError,
-    KeyGuard,
-    encode,
-    error_response,
-    send_events,
-    send_json,
-    while_connected,
-)
 from openmimo.serving.metrics import Clock, Metrics
 from openmimo.serving.replies import ChatReply, CompletionReply, Reply, joined
 from openmimo.serving.samples import Sample, deltas, new_samples
 from openmimo.serving.service import EngineService, Flight
 from openmimo.tokenizer import Tokenizer
+from openmimo.web.errors import ApiError
+from openmimo.web.http import (
+    Bodies,
+    KeyGuard,
+    bug,
+    carry_out,
+    encode,
+    error_response,
+    http_fault,
+    send_json,
+    while_connected,
+)
 
 PAGE = {
     "index.html": "text/html; charset=utf-8",
@@ -49,8 +52,6 @@ PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
 }
-
-log = logging.getLogger("openmimo.serving")
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def make_app(parts: Parts, api_key: str | None) -> ASGIApp:
         *_page(),
     ]
     starlette = Starlette(
-        routes=routes, exception_handlers={HTTPException: _http_fault, Exception: _bug}
+        routes=routes, exception_handlers={HTTPException: http_fault, Exception: bug}
     )
     starlette.router.redirect_slashes = (
         False  # it redirects to http, whatever the proxy before it has
@@ -156,33 +157,15 @@ class _Answers:
         self._parts, self._metrics, self._begin = parts, metrics, begin
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
         clock = self._metrics.start(scope["path"])
         outcome = "500"
-        started = False
-
-        async def watched_send(message: Any) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
         try:
-            await self._answer(request, receive, watched_send, clock)
-            outcome = "completed"
-        except DisconnectedError:
-            outcome = "disconnected"
-        except Exception as error:
-            fault = as_api_error(error)
-            outcome = str(fault.status) if fault else "500"
-            if fault is None:
-                log.exception("a request failed")
-                fault = ApiError(500, "internal error; the server's log tells more")
-            if not started:
-                await error_response(fault)(scope, receive, send)
+            work = partial(self._answer, receive=receive, clock=clock)
+            outcome = await carry_out(scope, receive, send, work, as_api_error)
         finally:
             clock.end(outcome)
 
-    async def _answer(self, request: Request, receive: Receive, send: Send, clock: Clock) -> None:
+    async def _answer(self, request: Request, send: Send, receive: Receive, clock: Clock) -> None:
         parts = self._parts
         parts.service.check_open(1)  # before the body is read, which may take long
         async with parts.bodies.read(request) as body:
@@ -230,18 +213,3 @@ def _page() -> list[Route]:
 
 def _json(content: dict[str, Any], status: int = 200) -> Response:
     return Response(encode(content), status, media_type="application/json")
-
-
-async def _http_fault(request: Request, error: Exception) -> Response:
-    """Unknown paths and wrong methods."""
-    assert isinstance(error, HTTPException)
-    messages = {
-        404: f"there is no {request.url.path} here",
-        405: f"{request.url.path} does not take {request.method}",
-    }
-    message = messages.get(error.status_code, error.detail)
-    return error_response(ApiError(error.status_code, message, headers=error.headers))
-
-
-async def _bug(request: Request, error: Exception) -> Response:
-    return error_response(ApiError(500, "internal error; the server's log tells more"))

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from openmimo.inference.protocol import LEAST_TEMPERATURE, Request
 from openmimo.inference.sampling import sample_seed
-from openmimo.serving.errors import ApiError
 from openmimo.serving.fields import ChatFields, CompletionFields, SamplingFields
 from openmimo.serving.prompts import chat_ids, completion_ids, count_prompts, too_long
 from openmimo.tokenizer import Tokenizer
+from openmimo.web.errors import ApiError
 
 
 @dataclass(frozen=True)

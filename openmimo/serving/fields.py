@@ -10,7 +10,7 @@ from pydantic_core import from_json
 
 from openmimo.errors import shown
 from openmimo.inference.protocol import MAX_ALTERNATIVES, MAX_STOP_IDS
-from openmimo.serving.errors import ApiError
+from openmimo.web.errors import ApiError
 
 MAX_STOPS = 4  # OpenAI's limit
 

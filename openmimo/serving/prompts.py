@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from openmimo.inference.thinking import without_thinking
-from openmimo.serving.errors import ApiError
 from openmimo.serving.fields import Message
 from openmimo.tokenizer import Tokenizer
+from openmimo.web.errors import ApiError
 
 PIECE = 50_000
 """Characters counted at once. A shorter text is not worth counting twice."""

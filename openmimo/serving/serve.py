@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
 import socket
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-import uvicorn
 
 from openmimo.errors import UserError
 from openmimo.inference.engine import Engine
@@ -25,9 +21,10 @@ from openmimo.model.checkpoint import config_without_zeros, load_release, open_m
 from openmimo.model.mimo import MiMo
 from openmimo.serving.app import Parts, make_app
 from openmimo.serving.calls import Limits
-from openmimo.serving.http import Bodies, Protocol
 from openmimo.serving.service import EngineService
 from openmimo.tokenizer import Tokenizer
+from openmimo.web.http import Bodies
+from openmimo.web.listening import Listening, bind, check_address, stop_signal, url_of
 
 PREFILL_TOKENS = 1024
 """Prompt tokens read at once: a long prompt holds up the other answers for no longer than that."""
@@ -133,32 +130,6 @@ def build_engine(
     )
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to an address, not yet listening.
-
-    Raises:
-        UserError: the address is taken, not this machine's, or not permitted.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except BaseException:
-            listener.close()
-            raise
-    except OSError as error:
-        raise _cannot_listen(host, port, error) from error
-    return listener
-
-
-def _cannot_listen(host: str, port: int, error: OSError) -> UserError:
-    return UserError(f"cannot listen at {host}:{port}: {error}; choose another --host or --port")
-
-
 def _check(settings: ServeSettings) -> None:
     least = {
         "slots": 1, "max_length": 2, "max_queue": 0, "max_samples": 1, "max_body_bytes": 1000,
@@ -169,16 +140,7 @@ def _check(settings: ServeSettings) -> None:
         if isinstance(value, int | float) and not value >= lowest:
             option = {"max_samples": "max-n"}.get(name, name.replace("_", "-"))
             raise UserError(f"--{option} is {value}; it must be at least {lowest}")
-    if not 0 <= settings.port < 2**16:
-        raise UserError(f"--port is {settings.port}; it must lie in 0..65535")
-    key = settings.api_key
-    if key is not None and not key.strip():
-        raise UserError("the API key is empty: give one, or leave --api-key out")
-    if key is not None and (key != key.strip() or not key.isprintable()):
-        # HTTP drops white space around a header's value: no client could send this key.
-        raise UserError(
-            "the API key has white space around it, or control characters: leave them out"
-        )
+    check_address(settings.port, settings.api_key)
     try:
         device = torch.device(settings.device)
         if device.type not in ("cpu", "cuda"):
@@ -196,31 +158,14 @@ async def _serve(
     length: int,
     settings: ServeSettings,
 ) -> None:
-    try:
-        listener.listen(1024)
-    except OSError as error:  # taken by another program since `bind`
-        raise _cannot_listen(settings.host, settings.port, error) from error
     service = EngineService(engine, settings.slots, settings.max_queue)
     limits = Limits(length, settings.max_samples, service.capacity)
     bodies = Bodies(settings.max_body_bytes)
     parts = Parts(name, tokenizer, service, limits, bodies, settings.timeout)
-    config = uvicorn.Config(
-        make_app(parts, settings.api_key),
-        http=Protocol,
-        ws="none",
-        lifespan="off",
-        log_level="warning",
-        access_log=False,
-        timeout_keep_alive=75,  # longer than the pools of clients keep one, or the two would race
-        timeout_graceful_shutdown=int(STOP_SECONDS),
-    )
-    server = _Server(config)
-    running = asyncio.create_task(server.serve(sockets=[listener]))
+    server = Listening(make_app(parts, settings.api_key), listener, STOP_SECONDS)
     ending = asyncio.create_task(_wait_for_end(service, settings.drain))
     _announce(name, listener, length, engine.stats().cache_bytes, settings)
-    await asyncio.wait({running, ending}, return_when=asyncio.FIRST_COMPLETED)
-    server.should_exit = True
-    await running
+    await server.run_until(ending)
     service.stop(STOP_SECONDS)
     if service.error is not None:
         raise service.error
@@ -228,19 +173,8 @@ async def _serve(
 
 async def _wait_for_end(service: EngineService, drain: float) -> None:
     """Until the engine dies, or a signal has come and the requests have ended."""
-    signalled = asyncio.Event()
-
-    def on_signal(number: int) -> None:
-        if signalled.is_set():
-            os._exit(128 + number)
-        signalled.set()
-        print("mimo: stopping once running requests have ended; again to stop now", flush=True)
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)
+    stop = asyncio.create_task(stop_signal("running requests"))
     died = asyncio.create_task(service.died.wait())
-    stop = asyncio.create_task(signalled.wait())
     await asyncio.wait({died, stop}, return_when=asyncio.FIRST_COMPLETED)
     if not died.done():
         await service.drain(drain)
@@ -249,19 +183,10 @@ async def _wait_for_end(service: EngineService, drain: float) -> None:
 def _announce(
     name: str, listener: socket.socket, length: int, cache_bytes: int, settings: ServeSettings
 ) -> None:
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    print(f"serving {name} at http://{shown}:{port}", flush=True)
+    print(f"serving {name} at {url_of(listener)}", flush=True)
     print(
         f"  context {length} tokens, {settings.slots} slots (caches of at most "
         f"{cache_bytes / 1e9:.2f} GB), queue {settings.max_queue}, "
         f"API key {'asked for' if settings.api_key else 'none'}; Ctrl-C stops",
         flush=True,
     )
-
-
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Signals are not uvicorn's: it would close the port before the requests have ended."""
-        yield

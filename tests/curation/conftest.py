@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from openmimo.curation.keep import Sampling
+from openmimo.curation.formats import Problem
+from openmimo.curation.gates import Drop, Sifted
 from openmimo.curation.pipeline import Settings
+from openmimo.curation.solver import Sampling
 
 SAMPLING = Sampling(rollouts=4, tokens=40, temperature=1.0, test_seconds=2.0, seed=0)
 
@@ -37,6 +39,13 @@ ROWS = [
     code("Write h(n), the half of n.", None, "assert h(4) == 2"),
     code("Write k(n), twice n.", "def k(n):\n    return n + n"),
 ]
+
+
+def split(sifted: Sifted) -> tuple[list[Problem], list[Drop]]:
+    """What a gate keeps, and what it drops."""
+    rows = list(sifted)
+    kept = [row for row in rows if not isinstance(row, Drop)]
+    return kept, [row for row in rows if isinstance(row, Drop)]
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -7,9 +7,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from openmimo.curation import parquet
 from openmimo.curation.formats import NotAProblem, to_problem
-from openmimo.curation.rows import read_rows
 from openmimo.curation.sources import open_source, read_items, read_sources
+from openmimo.data.rows import read_rows
 from openmimo.errors import UserError
 
 
@@ -119,8 +120,8 @@ def test_files_of_one_name_are_told_apart(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.json").write_text(json.dumps([{"prompt": folder, "answer": "1"}]))
     sources = [open_source(f"problems:{tmp_path / folder / 'a.json'}") for folder in ("x", "y")]
-    kept, _ = read_sources(sources, {})
-    assert len({problem["origin"] for problem in kept}) == 2
+    kept = list(read_sources(sources, {}))
+    assert [problem["origin"] for problem in kept] == ["x/a.json:1", "y/a.json:1"]
 
 
 def test_items_have_the_questions_assertions_too(tmp_path):
@@ -128,3 +129,18 @@ def test_items_have_the_questions_assertions_too(tmp_path):
     items = read_items([open_source(str(tmp_path / "a.json"))])
     assert list(items.values()) == ['Add.\n  assert f(1) == 2\n"""', "assert f(1) == 2"]
     assert all("a.json:1" in name for name in items)
+
+
+@pytest.mark.parametrize(("limit", "value", "groups"), [("ROWS", 3, 4), ("CHARACTERS", 50, 5)])
+def test_parquet_is_written_by_row_groups(limit, value, groups, monkeypatch, tmp_path):
+    """Of so many rows, or of so much text in their tests: here 42 characters a row."""
+    monkeypatch.setattr(parquet, limit, value)
+    tests = [{"stdin": "12345", "stdout": "6"}]
+    rows = [{"id": f"{n}", "prompt": "?", "tests": tests, "levels": [[0]]} for n in range(10)]
+    parquet.write_parquet(tmp_path / "a.parquet", iter(rows))
+    with pyarrow.parquet.ParquetFile(tmp_path / "a.parquet") as file:
+        assert file.num_row_groups == groups
+        assert [row["id"] for row in file.read().to_pylist()] == [row["id"] for row in rows]
+    assert [json.loads(row["tests"]) for _, row in read_rows(tmp_path / "a.parquet")] == [
+        tests
+    ] * 10

@@ -4,8 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openmimo.curation.gates import decontaminate, deduplicate, kind_by_rule, sift_kinds
+from openmimo.curation.gates import (
+    QUESTIONS,
+    decontaminate,
+    deduplicate,
+    kind_by_rule,
+    sift_kinds,
+)
 from openmimo.errors import UserError
+
+from .conftest import split
 
 STORY = "A farmer has hens and he buys as many as {} ducks and cows, which are three, so he has"
 
@@ -22,7 +30,9 @@ def origins(kept):
 
 
 def test_the_first_of_equal_questions_stays():
-    kept, dropped = deduplicate(problems(("One plus one?", "2"), ("one  plus ONE", "2")), 0.8)
+    kept, dropped = split(
+        deduplicate(problems(("One plus one?", "2"), ("one  plus ONE", "2")), 0.8)
+    )
     assert origins(kept) == ["0"]
     assert (dropped[0].reason, dropped[0].detail) == ("duplicate", "of 0")
 
@@ -30,12 +40,12 @@ def test_the_first_of_equal_questions_stays():
 def test_a_golden_solution_goes_before_the_order():
     rows = problems(("Sort the list", "1"), ("Sort the list", "1"))
     rows[1] |= {"golden": "pass"}
-    assert origins(deduplicate(rows, 0.8)[0]) == ["1"]
+    assert origins(split(deduplicate(rows, 0.8))[0]) == ["1"]
 
 
 def test_answers_that_contradict_each_other_leave_nothing():
     rows = problems(("One plus one?", "2"), ("one plus one", "3"), ("Two plus two?", "4"))
-    kept, dropped = deduplicate(rows, 0.8)
+    kept, dropped = split(deduplicate(rows, 0.8))
     assert origins(kept) == ["2"]
     assert {(drop.reason, drop.detail) for drop in dropped} == {
         ("duplicates with other answers", "2 / 3")
@@ -46,18 +56,19 @@ def test_a_contradiction_spares_one_of_the_others():
     story = " ".join(f"Then hen {n} walks to field {n}." for n in range(9)) + " How many are left"
     near = story.replace("How many", "How few")
     rows = problems((story, "2"), (f"{story}?", "3"), (near, "2"), (f"{near}?", "2"))
-    kept, dropped = deduplicate(rows, 0.8)
+    kept, dropped = split(deduplicate(rows, 0.8))
     assert origins(kept) == ["2"]
     assert [drop.reason for drop in dropped][2] == "duplicate"
 
 
 def test_a_factorial_is_no_exclamation_mark():
-    assert len(deduplicate(problems(("What is 5", "5"), ("What is 5!", "120")), 0.8)[0]) == 2
+    rows = problems(("What is 5", "5"), ("What is 5!", "120"))
+    assert list(deduplicate(rows, 0.8)) == rows
 
 
 @given(st.lists(st.integers(0, 5).map(lambda n: (f"What is {n} + 1?", str(n + 1)))))
 def test_what_is_kept_is_every_question_once(pairs):
-    kept, dropped = deduplicate(problems(*pairs), 0.8)
+    kept, dropped = split(deduplicate(problems(*pairs), 0.8))
     assert [problem["prompt"] for problem in kept] == list(dict.fromkeys(p for p, _ in pairs))
     assert len(kept) + len(dropped) == len(pairs)
 
@@ -69,11 +80,11 @@ def test_an_evaluation_item_is_found_by_words_or_by_an_assertion():
         "a": STORY.format(9).upper(), "b": "compute 3 * 4", "c": "assert plus(1) == 2",
         "d": STORY.format(8),
     }  # fmt: skip
-    kept, dropped = decontaminate(rows, items, 16)
+    kept, dropped = split(decontaminate(rows, items, 16))
     assert not kept
     assert [drop.detail for drop in dropped] == ["a", "b", "c"]
-    assert len(decontaminate(rows, {"d": STORY.format(8)}, 16)[0]) == 3
-    assert decontaminate(rows, {}, 16) == (rows, [])
+    assert list(decontaminate(rows, {"d": STORY.format(8)}, 16)) == rows
+    assert list(decontaminate(rows, {}, 16)) == rows
 
 
 CHOICE = "What is $1+1$? $\\textbf{(A)}\\ 1 \\qquad\\textbf{(B)}\\ 2 \\qquad\\textbf{(C)}\\ 3$"
@@ -123,12 +134,63 @@ def test_a_filter_sees_only_what_the_rules_left():
         return ["opinion" if "best" in question else None for question in questions]
 
     rows = problems(("Prove it.", "1"), ("What is best?", "1"), ("What is 1?", "1"))
-    kept, dropped = sift_kinds(rows, judgement)
+    kept, dropped = split(sift_kinds(rows, judgement))
     assert origins(kept) == ["2"]
     assert [(drop.reason, drop.detail) for drop in dropped] == [
         ("proof", "by rule"),
         ("opinion", "by the filter"),
     ]
     assert seen == ["What is best?", "What is 1?"]
-    with pytest.raises(UserError, match="1 answers to 2 questions"):
-        sift_kinds(rows, lambda questions: [None])
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ([None], "gave 1 answers to 2 questions"),
+        ([None, ""], "the filter answered ''"),
+        ([True, None], "the filter answered True"),
+    ],
+)
+def test_a_filter_that_does_not_answer_is_refused(answers, message):
+    rows = problems(("What is best?", "1"), ("What is 1?", "1"))
+    with pytest.raises(UserError, match=message):
+        list(sift_kinds(rows, lambda questions: answers))
+
+
+def test_a_filter_gets_few_questions_at_once():
+    sizes = []
+
+    def judgement(questions):
+        sizes.append(len(questions))
+        return [None] * len(questions)
+
+    rows = problems(*((f"What is {n}?", "1") for n in range(QUESTIONS + 2)))
+    assert list(sift_kinds(rows, judgement)) == rows
+    assert sizes == [QUESTIONS, 2]
+
+
+class Stream:
+    """Problems that count how many of them are out, as if read from a file."""
+
+    def __init__(self, size):
+        self.size, self.seen = size, 0
+
+    def __iter__(self):
+        self.seen = 0
+        for row in problems(*((f"What is {n} and {n * n}?", "1") for n in range(self.size))):
+            self.seen += 1
+            yield row
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        lambda rows: deduplicate(rows, 0.8),
+        lambda rows: decontaminate(rows, {"a": STORY.format(1)}, 16),
+        lambda rows: sift_kinds(rows, None),
+    ],
+)
+def test_a_gate_yields_before_it_has_read_all(gate):
+    stream = Stream(5000)
+    next(gate(stream))
+    assert stream.seen <= 2048

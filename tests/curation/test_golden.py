@@ -1,20 +1,44 @@
 """References that are of no use."""
 
+import contextlib
+import os
+import signal
+from pathlib import Path
+
 import pytest
 
-from openmimo.curation.golden import _fault, check_references
-from openmimo.judge import SolutionVerdict, Status, Verdict
+from openmimo.curation.golden import NOT_JUDGED, WINDOW, check_references
+from openmimo.curation.journal import Journal
+from openmimo.data.documents import read_records
+from openmimo.judge import Judge
 from openmimo.runs import Interrupt
 
-from .conftest import code, math
+from .conftest import code, math, split
 
 
-def reasons(*rows):
-    problems = [
-        {"domain": "code" if "tests" in row else "math", "origin": str(index), "source": "s", **row}
+@pytest.fixture
+def journal(tmp_path):
+    return tmp_path / "golden.jsonl"
+
+
+def check(problems, path):
+    with Journal(path, "reason", "detail") as journal:
+        return list(check_references(problems, 2.0, journal, Interrupt()))
+
+
+def numbered(*rows):
+    return [
+        {
+            "domain": "code" if "tests" in row else "math", "source": "s", "origin": str(index),
+            "id": str(index), **row,
+        }
         for index, row in enumerate(rows)
-    ]
-    kept, dropped = check_references(problems, 2.0, Interrupt())
+    ]  # fmt: skip
+
+
+def reasons(path, *rows):
+    problems = numbered(*rows)
+    kept, dropped = split(check(problems, path))
     found = {drop.problem["origin"]: drop.reason for drop in dropped}
     assert len(kept) + len(dropped) == len(rows)
     return [found.get(problem["origin"]) for problem in problems]
@@ -36,18 +60,20 @@ def reasons(*rows):
         ("1+" * 200 + "1", "answer in prose"),
     ],
 )
-def test_answers_must_stand_in_a_box_and_be_no_sentence(answer, reason):
-    assert reasons(math("?", answer)) == [reason]
+def test_answers_must_stand_in_a_box_and_be_no_sentence(answer, reason, journal):
+    assert reasons(journal, math("?", answer)) == [reason]
 
 
-def test_golden_solutions_must_pass_all_tests_every_time():
+def test_golden_solutions_must_pass_all_tests_every_time(journal):
     assert reasons(
+        journal,
         code("?", "def f(n):\n    return n", "assert f(1) == 1", "assert f(2) == 2"),
         code("?", "def f(n):\n    return 1", "assert f(1) == 1", "assert f(2) == 2"),
         code("?", "def f(n", "assert f(1) == 1"),
         code("?", None, "assert f(1) == 1"),
         {**code("?", "n = 1"), "tests": [{"odd": 1}]},
         {**code("?", "n = 1", "assert n == 1"), "levels": [[0], [1]]},
+        {**code("?", "n = 1", "assert n == 1"), "levels": [[0]], "level_scores": [-1]},
         {**code("?", "print(int(input()) + 1)"), "tests": [{"stdin": "1\n", "stdout": "2\n"}]},
     ) == [
         None,
@@ -56,34 +82,102 @@ def test_golden_solutions_must_pass_all_tests_every_time():
         None,
         "unusable tests",
         "unusable tests",
+        "unusable tests",
         None,
     ]
 
 
-def test_golden_solutions_that_pass_only_sometimes_are_noticed():
+def test_golden_solutions_that_pass_only_sometimes_are_noticed(journal):
     """Each fails by chance: with one run of each none would be found, with two every second one."""
     program = "import os\nx = os.urandom(1)[0] % 2"
-    found = reasons(*(code(f"Question {n}", program, "assert x == 1") for n in range(24)))
+    rows = [code(f"Question {n}", program + f" # {n}", "assert x == 1") for n in range(24)]
+    found = reasons(journal, *rows)
     assert "golden solution passes only sometimes" in found
 
 
-OK, WRONG, ERROR = (
-    SolutionVerdict((Verdict(status, "why"),))
-    for status in (Status.OK, Status.WRONG, Status.JUDGE_ERROR)
-)
+def golden(value: int):
+    return code(f"Write f{value}.", f"f = {value}", f"assert f == {value}")
 
 
-@pytest.mark.parametrize(
-    ("runs", "reason"),
-    [
-        ([OK, OK], None),
-        ([OK, WRONG], "golden solution passes only sometimes"),
-        ([WRONG, WRONG], "golden solution fails"),
-        ([ERROR, ERROR], "not judged"),
-        ([ERROR, OK], None),
-        ([ERROR, WRONG], "golden solution fails"),
-    ],
-)
-def test_a_fault_of_the_judge_is_none_of_the_solution(runs, reason):
-    fault = _fault(runs)
-    assert fault is None if reason is None else fault[0] == reason
+def test_what_the_journal_knows_does_not_run_again(journal, monkeypatch):
+    rows = [golden(1), code("Write g.", "g = 1", "assert g == 2"), math("What is 1?", "1")]
+    first = check(numbered(*rows), journal)
+    runs = []
+    submit = Judge.submit
+    monkeypatch.setattr(Judge, "submit", lambda *args: runs.append(args[1]) or submit(*args))
+    assert check(numbered(*rows), journal) == first
+    assert not runs
+    # In another order, with one new solution, and one that has a new test.
+    changed = code("Write f1.", "f = 1", "assert f == 1", "assert f < 2")
+    found = split(check(numbered(rows[1], golden(3), rows[0], changed), journal))
+    assert sorted(set(runs)) == ["f = 1", "f = 3"]
+    assert len(runs) == 4, "each twice"
+    assert [drop.reason for drop in found[1]] == ["golden solution fails"]
+
+
+def test_a_torn_line_costs_one_solution(journal, monkeypatch):
+    rows = numbered(*map(golden, range(4)))
+    first = check(rows, journal)
+    journal.write_bytes(journal.read_bytes()[:-9])
+    runs = []
+    submit = Judge.submit
+    monkeypatch.setattr(Judge, "submit", lambda *args: runs.append(args[1]) or submit(*args))
+    assert check(rows, journal) == first
+    assert runs == ["f = 3", "f = 3"]
+    assert len(list(read_records(journal, "key"))) == 4
+
+
+def test_verdicts_are_written_while_others_are_out(journal):
+    """Not at the end: a kill then loses those of a window at most, and no more are in memory."""
+    rows = numbered(*map(golden, range(WINDOW + 3)))
+    read = []
+    with Journal(journal, "reason", "detail") as answers:
+        stream = (read.append(row) or row for row in rows)
+        sifted = check_references(stream, 2.0, answers, Interrupt())
+        assert next(sifted) == rows[0]
+        assert len(read) == WINDOW + 1
+        assert len(list(read_records(journal, "key"))) == 1
+        sifted.close()
+
+
+class Failing(Judge):
+    """A judge that loses its fork servers the first `deaths` times, as on a machine without memory,
+    and gets no new ones then."""
+
+    deaths = 0
+    walls: list[float] = []
+
+    def submit(self, program, tests, limits=None, **options):
+        Failing.walls.append(limits.wall_seconds)
+        if Failing.deaths:
+            for worker in self._workers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker.pid, signal.SIGKILL)
+        return super().submit(program, tests, limits, **options)
+
+    def _replace(self, slot):
+        if Failing.deaths:
+            Failing.deaths -= 1
+            raise OSError("no process for the program")
+        super()._replace(slot)
+
+
+@pytest.mark.parametrize(("deaths", "undecided"), [(1, False), (99, True)])
+def test_a_fault_of_the_judge_is_none_of_the_solution(
+    deaths, undecided, journal: Path, monkeypatch
+):
+    """It runs once more with twice the time; then it is left to the next run, and counted."""
+    monkeypatch.setattr("openmimo.curation.golden.Judge", Failing)
+    monkeypatch.setattr("openmimo.curation.golden.RUNS", 1)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    Failing.deaths, Failing.walls = deaths, []
+    (problem,) = numbered(golden(1))
+    (found,) = check([problem], journal)
+    assert Failing.walls == [20.0, 40.0]
+    if not undecided:
+        assert found == problem
+        return
+    assert (found.reason, found.undecided) == (NOT_JUDGED, True)
+    assert "no process" in found.detail
+    Failing.deaths = 0
+    assert check([problem], journal) == [problem], "nothing was written about it"

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from huggingface_hub import constants
 
 from openmimo.curation.sources import open_source, read_sources
 from openmimo.errors import UserError
 
-from .conftest import math, write_jsonl
+from .conftest import math, split, write_jsonl
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
+COPY_SHA = SHA[::-1]
 REPO = "datasets/tiny/sums"
 
 
@@ -35,6 +38,10 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append(path)
         files = {p.relative_to(self.server.folder).as_posix(): p.read_bytes()
                  for p in self.server.folder.rglob("*.*")}  # fmt: skip
+        # The hub's own copy of the set as Parquet is a branch, with a commit of its own.
+        copied = "refs/convert/parquet" in path or COPY_SHA in path
+        sha = COPY_SHA if copied else SHA
+        files = {name: files[name] for name in files if name.endswith(".parquet") == copied}
         if path.startswith(f"api/{REPO}/revision/v9"):
             self.reply(b"{}", {"X-Error-Code": "RevisionNotFound"}, 404)
         elif path.startswith(f"api/{REPO}/tree"):
@@ -45,11 +52,11 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(json.dumps(listing).encode())
         elif path.startswith(f"api/{REPO}"):
             names = [{"rfilename": name} for name in files]
-            self.reply(json.dumps({"id": "tiny/sums", "sha": SHA, "siblings": names}).encode())
-        elif path.startswith(f"{REPO}/resolve/{SHA}/"):
-            content = files[path.removeprefix(f"{REPO}/resolve/{SHA}/")]
+            self.reply(json.dumps({"id": "tiny/sums", "sha": sha, "siblings": names}).encode())
+        elif path.startswith(f"{REPO}/resolve/{sha}/"):
+            content = files[path.removeprefix(f"{REPO}/resolve/{sha}/")]
             tag = hashlib.sha1(content).hexdigest()
-            self.reply(content, {"ETag": f'"{tag}"', "X-Repo-Commit": SHA})
+            self.reply(content, {"ETag": f'"{tag}"', "X-Repo-Commit": sha})
         else:
             self.reply(b"{}", {"X-Error-Code": "RepoNotFound"}, 404)
 
@@ -75,6 +82,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         write_jsonl(folder / f"train-{number}.jsonl", [math(f"What is {number} + 1?", number + 1)])
     write_jsonl(folder / "test-0.jsonl", [math("What is 5 + 1?", 6)])
     (folder / "sums.py").write_text("code")
+    train = tmp_path / "served" / "default" / "train"
+    train.mkdir(parents=True)
+    rows = pyarrow.Table.from_pylist([math("What is 7 + 1?", "8")])
+    pyarrow.parquet.write_table(rows, train / "0000.parquet")
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads, server.folder, server.asked = True, tmp_path / "served", []
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -93,7 +104,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def test_a_set_by_name_and_pattern(hub: Any) -> None:
     source = open_source("hf://datasets/tiny/sums/main/train-*.jsonl")
-    kept, dropped = read_sources([source], {})
+    kept, dropped = split(read_sources([source], {}))
     assert [problem["answer"] for problem in kept] == ["1", "2"]
     assert [problem["origin"] for problem in kept] == ["train-0.jsonl:1", "train-1.jsonl:1"]
     assert kept[0]["source"] == "hf://datasets/tiny/sums/main/train-*.jsonl"
@@ -104,7 +115,15 @@ def test_a_set_by_name_and_pattern(hub: Any) -> None:
 
 def test_a_format_and_a_revision(hub: Any) -> None:
     source = open_source(f"problems:hf://datasets/tiny/sums@{SHA}/main/test-0.jsonl")
-    assert read_sources([source], {})[0][0]["answer"] == "6"
+    assert split(read_sources([source], {}))[0][0]["answer"] == "6"
+
+
+def test_the_hubs_own_parquet_copy(hub: Any) -> None:
+    name = "hf://datasets/tiny/sums@refs/convert/parquet/default/train/*.parquet"
+    kept, _ = split(read_sources([open_source(name)], {}))
+    assert [(each["answer"], each["origin"]) for each in kept] == [("8", "0000.parquet:1")]
+    asked = [path for path in hub.asked if path.startswith("api/")]
+    assert "refs/convert/parquet" in asked[0]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import pytest
 
 from openmimo.curation.keep import Outcomes, keep
 from openmimo.curation.rollouts import outcomes_of
-from openmimo.evals.samples import Sample
+
+from .conftest import split
 
 MATH = {"id": "m", "domain": "math", "prompt": "?", "answer": "1"}
 CODE = {"id": "c", "domain": "code", "prompt": "?", "tests": [{}, {}], "golden": "pass"}
@@ -14,7 +15,7 @@ BARE = CODE | {"golden": None}
 def verdict(problem, strong, own):
     """The reason for which it is dropped, or the problem that stays."""
     measured = [None if each is None else {problem["id"]: each} for each in (strong, own)]
-    kept, dropped = keep([problem], *measured)
+    kept, dropped = split(keep([problem], *measured))
     return dropped[0].reason if dropped else kept[0]
 
 
@@ -45,10 +46,9 @@ def test_rules(problem, strong, own, reason):
     assert result == reason if reason else result["id"] == problem["id"]
 
 
-def test_a_problem_that_no_model_was_asked_is_said_to_be():
-    kept, dropped = keep([MATH], None, {})
-    assert not kept
-    assert dropped[0].reason == "no rollout could be judged"
+def test_a_problem_that_no_model_could_be_asked_is_said_to_be():
+    (drop,) = keep([MATH], None, {})
+    assert (drop.reason, drop.detail) == ("prompt longer than the context", "of the own model")
 
 
 def test_pass_rates_go_with_what_is_kept():
@@ -59,9 +59,6 @@ def test_pass_rates_go_with_what_is_kept():
 
 
 def test_what_was_not_judged_is_no_failure():
-    def sample(number, correct, passed=""):
-        return Sample("c", number, "", 1, False, correct, "ok", passed=passed)
-
-    samples = [sample(0, True, "11"), sample(1, False, "10"), sample(2, None), sample(3, False)]
-    assert outcomes_of(samples) == Outcomes(3, 1, (2, 1))
-    assert outcomes_of([sample(0, None)]) == Outcomes(0, 0)
+    answers = [(True, "11"), (False, "10"), (None, ""), (False, ""), None]
+    assert outcomes_of(answers) == Outcomes(3, 1, (2, 1))
+    assert outcomes_of([(None, "")]) == Outcomes(0, 0)

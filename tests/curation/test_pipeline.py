@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from openmimo.cli import main
 from openmimo.curation.pipeline import curate
 from openmimo.curation.sources import open_source
 from openmimo.errors import UserError
+from openmimo.judge import Judge, SolutionVerdict, Status, Verdict
 
-from .conftest import ROWS, math, write_jsonl
+from .conftest import ROWS, code, math, write_jsonl
 
 
 def stay(folder: Path) -> list[dict[str, Any]]:
@@ -125,7 +127,11 @@ def test_a_gate_that_leaves_nothing_says_so(evaluation: str, settings: Any, tmp_
 
 
 def test_a_filter_of_the_users_own(
-    raw: str, evaluation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    raw: str,
+    evaluation: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "own_filter.py").write_text(
         "def squares(questions):\n"
@@ -138,8 +144,91 @@ def test_a_filter_of_the_users_own(
     assert main([*command, "own_filter:squares"]) == 0
     assert [row["prompt"] for row in stay(out)] == ["What is 1 + 2?"]
     assert main([*command, "own_filter:short"]) == 2
+    assert "gave 0 answers to" in capsys.readouterr().err
     assert main([*command, "own_filter:none"]) == 2
     assert main([*command, "nowhere"]) == 2
+
+
+def test_what_was_not_judged_is_counted_and_tried_again(
+    raw: str, evaluation: str, settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A judge that fails says nothing about a golden solution: the gate is not done then."""
+    submit = Judge.submit
+
+    def failing(judge: Judge, program: str, tests: Any, *rest: Any) -> Future[SolutionVerdict]:
+        if "n * n" not in program:
+            return submit(judge, program, tests, *rest)
+        error: Future[SolutionVerdict] = Future()
+        error.set_result(SolutionVerdict((Verdict(Status.JUDGE_ERROR, "no process"),)))
+        return error
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(Judge, "submit", failing)
+        run(raw, evaluation, settings, out)
+    funnel = {gate["gate"]: gate for gate in json.loads((out / "funnel.json").read_text())}
+    assert funnel["references"]["dropped"] == {"golden solution fails": 1, "not judged yet": 1}
+    assert funnel["references"]["examples"]["not judged yet"][0]["detail"] == "no process"
+    assert not (out / "stages" / "references" / "done.json").exists()
+    run(raw, evaluation, settings, out)
+    assert (out / "stages" / "references" / "done.json").exists()
+    whole = run(raw, evaluation, settings, tmp_path / "whole")
+    assert (out / "problems.parquet").read_bytes() == (whole / "problems.parquet").read_bytes()
+
+
+def test_killed_among_golden_solutions_it_goes_on(tmp_path: Path) -> None:
+    """What was judged before is not judged again."""
+    rows = [
+        code(f"Write f{n}.", f"import time\ntime.sleep(0.1)\nf = {n}", f"assert f == {n}")
+        for n in range(30)
+    ]
+    raw = write_jsonl(tmp_path / "raw.jsonl", rows)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "openmimo.cli", "curate", str(raw), "--out", str(out)]
+    command += ["--similarity", "1"]
+    journal = out / "journals" / "golden.jsonl"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 3:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    before = journal.read_bytes()
+    before = before[: before.rfind(b"\n") + 1]
+    assert 3 <= before.count(b"\n") < 30
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=120)
+    assert journal.read_bytes().startswith(before)
+    assert journal.read_bytes().count(b"\n") == 30, "each once"
+    assert len(stay(out)) == 30
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_texts(tmp_path: Path) -> None:
+    """Twenty times the text, in as many problems, takes little more memory."""
+    peaks = []
+    for size in (2_000, 40_000):
+        raw = tmp_path / f"{size}.jsonl"
+        test = {"stdin": "1" * size, "stdout": "1"}
+        with raw.open("w") as file:
+            for n in range(1_000):
+                row = {"prompt": f"Add {n} and {n * n}.", "tests": [test]}
+                file.write(json.dumps(row) + "\n")
+        command = [sys.executable, "-c", PEAK, "curate", str(raw)]
+        command += ["--out", str(tmp_path / f"out{size}")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+        assert "left no problem of 1,000" in done.stderr, "there is no golden solution"
+        peaks.append(int(done.stdout.split()[-1]) / 1024)
+    assert peaks[1] - peaks[0] < 20, peaks
+
+
+PEAK = """
+import resource, sys
+from openmimo.cli import main
+main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
 
 
 @pytest.mark.parametrize(
@@ -157,6 +246,8 @@ def test_a_filter_of_the_users_own(
         (["raw.jsonl", "--rollouts", "0"], "'0' is no whole number above 0"),
         (["raw.jsonl", "--similarity", "2"], "the similarity threshold must lie in (0, 1], got 2"),
         (["raw.jsonl", "--model", "nowhere"], "no model folder nowhere"),
+        (["raw.jsonl", "--strong-engine", "vllm"], "--strong-engine vllm without --strong: name"),
+        (["raw.jsonl", "--model", ".", "--model-engine", "tgi"], "unknown engine 'tgi': it is nat"),
     ],
 )
 def test_mistakes_are_one_line(

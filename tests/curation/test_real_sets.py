@@ -12,7 +12,7 @@ from openmimo.curation import gates
 from openmimo.curation.pipeline import curate
 from openmimo.curation.sources import open_source, read_items, read_sources
 
-from .conftest import write_jsonl
+from .conftest import split, write_jsonl
 
 SETS = {
     "gsm8k": "gsm8k/train.jsonl",
@@ -31,7 +31,8 @@ Finder = Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def read(data_file: Finder) -> list[dict[str, Any]]:
-    return read_sources([open_source(f"{n}:{data_file(p)}") for n, p in SETS.items()], {})[0]
+    sources = [open_source(f"{n}:{data_file(p)}") for n, p in SETS.items()]
+    return split(read_sources(sources, {}))[0]
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +50,9 @@ def test_the_funnel_in_the_documentation(read: list[dict[str, Any]], items: dict
             r"^\| (\w+) \| ([\d,]+) \| ([\d,]+) \|", page, re.MULTILINE
         )
     }
-    deduplicated, _ = gates.deduplicate(read, 0.8)
-    clean, _ = gates.decontaminate(deduplicated, items, 16)
-    left, dropped = gates.sift_kinds(clean, None)
+    deduplicated, _ = split(gates.deduplicate(read, 0.8))
+    clean, _ = split(gates.decontaminate(deduplicated, items, 16))
+    left, dropped = split(gates.sift_kinds(clean, None))
     counts = [len(problems) for problems in (read, deduplicated, clean, left)]
     assert table["read"][1] == counts[0]
     for gate, before, after in zip(
@@ -64,10 +65,10 @@ def test_the_funnel_in_the_documentation(read: list[dict[str, Any]], items: dict
 @pytest.mark.slow
 def test_reworded_items_of_mbpp_plus_are_found(data_file: Finder) -> None:
     """Every second one was reworded; most keep an assertion."""
-    problems, _ = read_sources([open_source(f"mbpp:{data_file('mbpp/mbpp.jsonl')}")], {})
+    problems, _ = split(read_sources([open_source(f"mbpp:{data_file('mbpp/mbpp.jsonl')}")], {}))
     items = read_items([open_source(str(data_file("mbpp_plus/MbppPlus.jsonl.gz")))])
     words = {name: text for name, text in items.items() if "assertion" not in name}
-    found = [len(gates.decontaminate(problems, part, 16)[1]) for part in (words, items)]
+    found = [len(split(gates.decontaminate(problems, part, 16))[1]) for part in (words, items)]
     assert found[0] < 230 < 330 < found[1]
 
 

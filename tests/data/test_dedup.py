@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Iterator
 from itertools import combinations
 
 import numpy as np
@@ -9,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openmimo.data.dedup import deduplicate, document_shingles, drop_exact, drop_near, minhash
+from openmimo.data.dedup import (
+    deduplicate,
+    document_shingles,
+    drop_exact,
+    drop_near,
+    minhash,
+    near_clusters,
+)
 from openmimo.data.documents import Document
 from openmimo.errors import UserError
 
@@ -161,3 +169,20 @@ def test_shingles_are_sorted_sets() -> None:
 def test_bad_settings_are_refused(bad: dict) -> None:
     with pytest.raises(UserError):
         deduplicate([], **bad)
+
+
+def test_more_texts_than_are_hashed_together() -> None:
+    texts = ["", *(f"number {n} is not {n * n}" for n in range(2100)), "", "number 0 is not 0"]
+    clusters = near_clusters(Again(texts), 1.0)
+    assert sorted(index for cluster in clusters for index in cluster) == list(range(len(texts)))
+    assert [cluster for cluster in clusters if len(cluster) > 1] == [[1, len(texts) - 1]]
+
+
+class Again:
+    """Texts that can be iterated over twice, and nothing else, as a file's."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self._texts = texts
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._texts)

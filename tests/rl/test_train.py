@@ -11,6 +11,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from openmimo import trackers
+from openmimo.config.base import config_hash
 from openmimo.config.schema import ComputeConfig, Recipe, RLConfig
 from openmimo.data.documents import write_records
 from openmimo.errors import UserError
@@ -136,6 +137,16 @@ def test_too_hard_problems_end_the_stage(
     with pytest.raises(UserError, match="2 steps in a row found fewer than 2 prompts"):
         train.run(recipe, Run(start("run", answer="7")), "rl")
     assert heard == ["rl", (1, 0.0), True]
+
+
+def test_a_judge_elsewhere_must_answer_before_the_first_step(
+    start: Callable[..., Path], make_recipe: Callable[..., Recipe]
+) -> None:
+    compute = ComputeConfig(judge="http://127.0.0.1:9")
+    assert config_hash(compute) == config_hash(ComputeConfig())
+    recipe = make_recipe().model_copy(update={"compute": compute})
+    with pytest.raises(UserError, match=r"no judge answers .*127\.0\.0\.1:9"):
+        train.run(recipe, Run(start("run")), "rl")
 
 
 def test_an_answer_ends_where_the_context_is_full(

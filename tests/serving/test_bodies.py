@@ -5,9 +5,9 @@ import asyncio
 import pytest
 from starlette.requests import Request
 
-from openmimo.serving import http
-from openmimo.serving.errors import ApiError
-from openmimo.serving.http import BODIES, Bodies, DisconnectedError
+from openmimo.web import http
+from openmimo.web.errors import ApiError
+from openmimo.web.http import BODIES, Bodies, DisconnectedError
 
 MOST = 1000
 

@@ -14,7 +14,7 @@ from openmimo.cli import main
 from openmimo.errors import UserError
 from openmimo.inference import memory
 from openmimo.serving import serve
-from openmimo.serving.serve import bind
+from openmimo.web.listening import bind
 
 LONG = {"prompt": "a", "max_tokens": 1000, "ignore_eos": True}
 
@@ -172,7 +172,7 @@ def raw_request(server, body, receive_buffer=None):
     return connection
 
 
-IMPATIENT = "import openmimo.serving.http as http; http.CLIENT_SECONDS = 0.5"
+IMPATIENT = "import openmimo.web.http as http; http.CLIENT_SECONDS = 0.5"
 # The kernel would take megabytes before anybody noticed that they are not read.
 SMALL_BUFFER = """
 import socket, openmimo.serving.serve as serve

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from openmimo.errors import UserError
 from openmimo.serving import prompts
-from openmimo.serving.errors import ApiError
 from openmimo.serving.fields import Message
 from openmimo.serving.prompts import chat_ids, completion_ids
+from openmimo.web.errors import ApiError
 
 WORDS = ["the cat sat", " on the mat", "7", "naïve", "€", " ", "\n\n", "other\tcat", "😀"]
 

@@ -1,4 +1,4 @@
-"""HTTP beneath the endpoints: bodies within limits, streams of events, keys, clients that leave."""
+"""HTTP beneath the endpoints: bodies within limits, streams, keys, clients that leave."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import hmac
 import json
-from collections.abc import AsyncIterator, Coroutine
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from openmimo.serving.errors import RETRY_AFTER, ApiError, as_api_error
+from openmimo.web.errors import RETRY_AFTER, ApiError
 
 CLIENT_SECONDS = 30.0
 """A client that neither sends what it announced nor reads its reply for so long is cut off."""
@@ -23,10 +25,13 @@ DISCARD_SECONDS = 5.0
 """For the rest of a body that is refused: most clients read no reply before they have sent it."""
 
 BODIES = 16
-"""Bodies of the largest size for which there is room at once. A body takes it until its text has
-become tokens, so most are gone in a moment."""
+"""Bodies of the largest size for which there is room at once."""
 
 CLOSE = {"Connection": "close"}
+
+BUG = "internal error; the server's log tells more"
+
+log = logging.getLogger("openmimo.web")
 
 Result = TypeVar("Result")
 
@@ -93,6 +98,42 @@ class Bodies:
         return None
 
 
+async def carry_out(
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    work: Callable[[Request, Send], Awaitable[None]],
+    explain: Callable[[Exception], ApiError | None],
+) -> str:
+    """Let `work` reply to a request; reply with its fault where it fails before it began to.
+
+    explain: what the client is told about an exception; None if it is a bug, which is logged.
+
+    Returns:
+        the outcome in a word: completed, disconnected, or the HTTP status of the fault.
+    """
+    started = False
+
+    async def watched_send(message: Message) -> None:
+        nonlocal started
+        started = True
+        await send(message)
+
+    try:
+        await work(Request(scope, receive), watched_send)
+    except DisconnectedError:
+        return "disconnected"
+    except Exception as error:
+        fault = explain(error)
+        if fault is None:
+            log.exception("a request failed")
+            fault = ApiError(500, BUG)
+        if not started:
+            await error_response(fault)(scope, receive, send)
+        return str(fault.status)
+    return "completed"
+
+
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
     """The result of `work`, which is cancelled if the client leaves first (DisconnectedError)."""
     working = asyncio.ensure_future(work)
@@ -118,7 +159,7 @@ async def send_json(request: Request, send: Send, value: object) -> None:
     """Send a whole reply.
 
     Raises:
-        DisconnectedError: as `send_events`.
+        DisconnectedError: as `send_in_time`.
     """
     body = encode(value)
     headers = [
@@ -126,45 +167,26 @@ async def send_json(request: Request, send: Send, value: object) -> None:
         (b"content-length", str(len(body)).encode()),
     ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await _send_in_time(request, send, body)
-    await _send_in_time(request, send, b"", last=True)  # waits until most of it has been read
+    await send_in_time(request, send, body)
+    await send_in_time(request, send, b"", last=True)  # waits until most of it has been read
 
 
-async def send_events(
-    request: Request, send: Send, events: AsyncIterator[list[dict[str, Any]]]
-) -> None:
-    """Send lists of JSON objects as server-sent events, and `[DONE]`.
+async def start_stream(send: Send, media_type: str) -> None:
+    """Begin a reply that comes in pieces, by `send_in_time`."""
+    headers = [
+        (b"content-type", media_type.encode()),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),  # or nginx would collect the pieces
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
 
-    An error on the way becomes an event too, because the status has been sent already.
+
+async def send_in_time(request: Request, send: Send, data: bytes, last: bool = False) -> None:
+    """Send a piece of a reply's body.
 
     Raises:
         DisconnectedError: the client has not read for CLIENT_SECONDS; its connection is closed.
     """
-    headers = [
-        (b"content-type", b"text/event-stream; charset=utf-8"),
-        (b"cache-control", b"no-cache"),
-        (b"x-accel-buffering", b"no"),  # or nginx would collect the events
-    ]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    failed: Exception | None = None
-    try:
-        async for batch in events:
-            data = b"".join(b"data: " + encode(event) + b"\n\n" for event in batch)
-            await _send_in_time(request, send, data)
-    except DisconnectedError:
-        raise
-    except Exception as error:
-        fault = as_api_error(error) or ApiError(500, "internal error; the server's log tells more")
-        await _send_in_time(request, send, b"data: " + encode(fault.body()) + b"\n\n")
-        failed = error
-    else:
-        await _send_in_time(request, send, b"data: [DONE]\n\n")
-    await _send_in_time(request, send, b"", last=True)
-    if failed:
-        raise failed
-
-
-async def _send_in_time(request: Request, send: Send, data: bytes, last: bool = False) -> None:
     message: Message = {"type": "http.response.body", "body": data, "more_body": not last}
     try:
         async with asyncio.timeout(CLIENT_SECONDS):
@@ -183,6 +205,22 @@ def encode(value: object) -> bytes:
 def error_response(error: ApiError) -> Response:
     """The reply to a request that failed."""
     return JSONResponse(error.body(), error.status, error.headers)
+
+
+async def http_fault(request: Request, error: Exception) -> Response:
+    """The reply to unknown paths and wrong methods: starlette's handler of HTTPException."""
+    assert isinstance(error, HTTPException)
+    messages = {
+        404: f"there is no {request.url.path} here",
+        405: f"{request.url.path} does not take {request.method}",
+    }
+    message = messages.get(error.status_code, error.detail)
+    return error_response(ApiError(error.status_code, message, headers=error.headers))
+
+
+async def bug(request: Request, error: Exception) -> Response:
+    """The reply where an endpoint failed: starlette's handler of all else."""
+    return error_response(ApiError(500, BUG))
 
 
 class KeyGuard:

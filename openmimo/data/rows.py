@@ -7,26 +7,32 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar, cast
 
 from openmimo.errors import UserError
 from openmimo.json_files import parse_object
 
 Row = dict[str, Any]
+Item = TypeVar("Item")
 
 HUB = "hf://datasets/"
 _HUB_FILE = re.compile(
-    r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[\w.-]+))?/(?P<file>[^@]+)"
+    r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+?)"
+    r"(?:@(?P<revision>refs/(?:convert|pr)/[\w.-]+|[\w.-]+))?/(?P<file>[^@]+)"
 )
+PARQUET_ROWS = 64
+"""Rows of a Parquet file in memory at once; one with all its tests may take megabytes."""
 
 
 def locate(name: str) -> list[Path]:
     """The files that a name stands for: a path, or `hf://datasets/OWNER/NAME[@REVISION]/FILE`.
 
-    A hub FILE may have wildcards (`main/train-*.parquet`). Files of the hub land in its library's
-    cache; HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE work as always.
+    A hub FILE may have wildcards (`main/train-*.parquet`). A REVISION may be that of the Parquet
+    copy that the hub makes of every set, `refs/convert/parquet`. Files of the hub land in its
+    library's cache; HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE work as always.
 
     Raises:
         UserError: no such file, data set or revision, no access, or no connection.
@@ -63,8 +69,9 @@ def _fetch(repo: str, revision: str | None, pattern: str) -> list[Path]:
 def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """Yield (number from 1, row): lines of .jsonl, items of a .json list, rows of .parquet.
 
-    The first two may be compressed (.gz). Raises UserError, naming file and row, for what is
-    damaged, no object, or of another kind.
+    The first two may be compressed (.gz). Only a .json list is in memory as a whole.
+
+    Raises UserError, naming file and row, for what is damaged, no object, or of another kind.
     """
     suffix = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
     try:
@@ -72,9 +79,10 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
             yield from _parquet_rows(path)
         elif suffix == ".jsonl":
             # Not splitlines(): JSON strings may hold U+2028 and its like, where that would cut.
-            for number, line in enumerate(_content(path).split(b"\n"), start=1):
-                if line.strip():
-                    yield number, _object(line, f"{path}:{number}")
+            with _open(path) as lines:
+                for number, line in enumerate(lines, start=1):
+                    if line.strip():
+                        yield number, _object(line, f"{path}:{number}")
         elif suffix == ".json":
             for number, item in enumerate(_list(path), start=1):
                 if not isinstance(item, dict):
@@ -86,6 +94,13 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
         raise UserError(f"cannot read {path}: {error}") from error
 
 
+def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """`size` of the items at a time, fewer the last time."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
 def digest(path: Path) -> str:
     """A hash of a file's content, to notice that it has changed."""
     try:
@@ -95,8 +110,8 @@ def digest(path: Path) -> str:
         raise UserError(f"cannot read {path}: {error}") from error
 
 
-def _content(path: Path) -> bytes:
-    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
 
 
 def _object(line: bytes, where: str) -> Row:
@@ -108,7 +123,8 @@ def _object(line: bytes, where: str) -> Row:
 
 def _list(path: Path) -> list[Any]:
     try:
-        items = json.loads(_content(path).decode("utf-8"))
+        with _open(path) as file:
+            items = json.loads(file.read().decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error})") from error
     if not isinstance(items, list):
@@ -121,7 +137,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row

@@ -1,0 +1,1 @@
+"""HTTP for the services: `mimo serve` and `mimo judge-serve`."""
