@@ -82,6 +82,7 @@ STAGES = {
             "rl.level_samples",
             "rl.max_new_tokens",
             "compute.judge",
+            *_ROLLOUTS,
         ),
         after=("mtp-heads", "sft"),
     ),
@@ -102,7 +103,7 @@ STAGES = {
     "eval": StageVerb(
         "score the four variants",
         "openmimo.evals.run",
-        ("eval", "compute.judge"),
+        ("eval", "compute.judge", *_ROLLOUTS),
         after=("rl-zero", "rl"),
     ),
     "release": StageVerb(

@@ -26,6 +26,10 @@ NEUTRAL = (
     "validate_every",
     "validation_problems",
     "judge",
+    "rollouts",
+    "ray_engines",
+    "ray_cpus",
+    "ray_gpus",
 )
 """Settings that a stage's result does not depend on, rounding aside: changing them must not redo
 the stage."""

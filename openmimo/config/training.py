@@ -166,9 +166,9 @@ class ComputeConfig(Config):
     "ray", on all nodes of the cluster at RAY_ADDRESS; or addresses of `mimo judge-serve`, separated
     by commas (API key: OPENMIMO_JUDGE_KEY)."""
     rollouts: str = "native"
-    """What generates in RL: "native", the engine in this process; "ray", several of it on the
-    cluster at RAY_ADDRESS; or addresses of vLLM servers, separated by commas (API key:
-    VLLM_API_KEY)."""
+    """What answers in RL, difficulty and evaluation: "native", the engine in this process; "ray",
+    several of it on the cluster at RAY_ADDRESS; or addresses of vLLM servers, separated by commas
+    (API key: VLLM_API_KEY)."""
     ray_engines: int = Field(default=1, gt=0)
     """Engines on the Ray cluster."""
     ray_cpus: float = Field(default=1.0, ge=0)

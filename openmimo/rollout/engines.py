@@ -45,6 +45,18 @@ class EngineSettings:
     used_vocab: int
     drafts: int | Literal["auto"] = 0
 
+    def native(self, model: MiMo, collect: Collect | None = None, consume: bool = False) -> Engine:
+        """The native engine with these settings; see `inference.engine.Engine`."""
+        return Engine(
+            model,
+            slots=self.slots,
+            max_length=self.max_length,
+            used_vocab=self.used_vocab,
+            drafts=self.drafts,
+            collect=collect,
+            consume=consume,
+        )
+
 
 @contextmanager
 def open_engines(
@@ -64,14 +76,7 @@ def open_engines(
     """
     with ExitStack() as stack:
         if compute.rollouts == "native":
-            engine = Engine(
-                model,
-                slots=settings.slots,
-                max_length=settings.max_length,
-                used_vocab=settings.used_vocab,
-                drafts=settings.drafts,
-                collect=collect,
-            )
+            engine = settings.native(model, collect)
             yield [EngineSeat(engine, settings.slots)]
             return
         if collect is not None:
@@ -154,14 +159,8 @@ class NativeFactory:
             model = MiMo(self.config)
         model.rope_base = self.rope_base
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return Engine(
-            model.to(self.dtype).to_empty(device=device),
-            slots=self.settings.slots,
-            max_length=self.settings.max_length,
-            used_vocab=self.settings.used_vocab,
-            drafts=self.settings.drafts,
-            consume=True,
-        )
+        model = model.to(self.dtype).to_empty(device=device)
+        return self.settings.native(model, consume=True)
 
 
 def _ray_places(
