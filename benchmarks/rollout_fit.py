@@ -1,8 +1,8 @@
 """Fit the rollout simulator's free numbers to the report's Table 2.
 
 The numbers are those of `FREE`; all others are measured or stated (docs/rollout.md). A random
-search: from the best point so far some numbers are moved, less and less, on the same traces. A point
-is judged by `misfit`, the squared distances to Table 2 in units of a tolerance.
+search: from the best point so far some numbers are moved, less and less, on the same traces. A
+point is judged by `misfit`, the squared distances to Table 2 in units of a tolerance.
 
     python benchmarks/rollout_fit.py --evaluations 200 --json fit.json
 """
@@ -17,6 +17,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from openmimo.rollout.policies import Continuous, Report
 from openmimo.rollout.simulator.published import TABLE_2, UPDATE_SHARE, VALID_RATE
 from openmimo.rollout.simulator.settings import REPORT, Setting
 from openmimo.rollout.simulator.table import mean, rows, run_rows
@@ -35,7 +36,8 @@ FREE = {
     "pass_rate": (0.35, 0.65),
     "reward_seconds": (0.02, 1.0),
     "serial_rewards": (8.0, 256.0),
-    "imagined": (4.0, 512.0),
+    "imagined": (0.01, 1.0),
+    "margin": (0.0, 0.2),
 }
 """The range of each free number."""
 
@@ -53,18 +55,26 @@ def setting_of(point: Point) -> Setting:
         reward_seconds=point["reward_seconds"], code_seconds=10 * point["reward_seconds"],
     )  # fmt: skip
     cluster = replace(REPORT.cluster, serial_rewards=round(point["serial_rewards"]))
-    return replace(REPORT, world=world, cluster=cluster, imagined=round(point["imagined"]))
+    return replace(REPORT, world=world, cluster=cluster)
 
 
 def point_of(setting: Setting) -> Point:
-    known = {"serial_rewards": setting.cluster.serial_rewards, "imagined": setting.imagined}
+    report = Report()
+    known = {
+        "serial_rewards": setting.cluster.serial_rewards,
+        "imagined": report.imagined, "margin": report.margin,
+    }  # fmt: skip
     return {name: float(known.get(name, getattr(setting.world, name, 0))) for name in FREE}
 
 
 def simulate_table(point: Point, scale: int, seeds: int) -> Table:
     """Table 2 as simulated, with batch and cluster `scale` times smaller."""
     setting = setting_of(point).scaled(scale)
-    chosen = {name: row for name, row in rows(setting.imagined).items() if name in TABLE_2}
+    chosen = {name: row for name, row in rows().items() if name in TABLE_2}
+    for name, row in chosen.items():
+        if isinstance(row.policy, Continuous):
+            own = replace(row.policy, imagined=point["imagined"], margin=point["margin"])
+            chosen[name] = replace(row, policy=own)
     runs = [run_rows(setting.world.step(seed), setting, chosen) for seed in range(seeds)]
     seconds = {name: mean([run[name] for run in runs], "seconds") for name in chosen}
     return {

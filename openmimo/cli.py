@@ -15,6 +15,8 @@ from openmimo.cli_curate import add_curate_verb
 from openmimo.cli_judge import add_judge_verbs
 from openmimo.cli_models import MODEL_VERBS, add_model_verbs
 from openmimo.cli_plan import add_plan_verb, plan
+from openmimo.cli_report import add_report_verbs
+from openmimo.cli_rollout import add_rollout_verb
 from openmimo.cli_serve import add_serve_verb
 from openmimo.errors import UserError
 from openmimo.torchrun import end_with_torchrun, tell_torchrun
@@ -41,7 +43,7 @@ class StageVerb:
 
 
 _ROLLOUTS = ("compute.rollouts", "compute.ray_engines", "compute.ray_cpus", "compute.ray_gpus")
-_RL = ("rl", "compute.trackers", "compute.judge", *_ROLLOUTS)
+_RL = ("rl", "compute.trackers", "compute.judge", "compute.trace_steps", *_ROLLOUTS)
 
 # In the order of `mimo speedrun`.
 STAGES = {
@@ -132,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 130
         again = (
             "nothing was written"
-            if verb in (*MODEL_VERBS, "plan", "serve", "judge", "judge-serve", "chat")
+            if verb in (*MODEL_VERBS, "plan", "serve", "judge", "judge-serve", "trace", "chat")
             else "the same command goes on from here"
         )
         print(f"mimo: stopped; {again}", file=sys.stderr)
@@ -188,10 +190,6 @@ def run_verb(arguments: list[str]) -> None:
         raise UserError(f"mimo {options.verb} takes no {overrides[0]!r}")
     elif "handler" in options:
         options.handler(options)
-    elif options.verb == "report":
-        from openmimo.report import render_report
-
-        print(f"wrote {render_report(options.run).html}")
     else:
         chat(options)
 
@@ -233,9 +231,8 @@ def make_parser() -> Parser:
     add_serve_verb(verbs)
     add_curate_verb(verbs)
     add_judge_verbs(verbs)
-
-    report = verbs.add_parser("report", help="render the report of a run")
-    report.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
+    add_report_verbs(verbs)
+    add_rollout_verb(verbs)
 
     talk = verbs.add_parser("chat", help="talk to a model in the terminal")
     talk.add_argument("model", metavar="MODEL", type=Path, help="a release folder, such as RUN/rl")

@@ -30,6 +30,7 @@ NEUTRAL = (
     "ray_engines",
     "ray_cpus",
     "ray_gpus",
+    "trace_steps",
 )
 """Settings that a stage's result does not depend on, rounding aside: changing them must not redo
 the stage."""

@@ -165,6 +165,8 @@ class ComputeConfig(Config):
     """Where RL, difficulty and evaluation judge programs: "local", in processes of their own;
     "ray", on all nodes of the cluster at RAY_ADDRESS; or addresses of `mimo judge-serve`, separated
     by commas (API key: OPENMIMO_JUDGE_KEY)."""
+    trace_steps: int = Field(default=3, ge=0)
+    """Latest rollout steps of RL whose timelines are kept, for `mimo trace` and the report."""
     rollouts: str = "native"
     """What answers in RL, difficulty and evaluation: "native", the engine in this process; "ray",
     several of it on the cluster at RAY_ADDRESS; or addresses of vLLM servers, separated by commas

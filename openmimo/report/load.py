@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from openmimo.data.documents import read_records
 from openmimo.errors import REDO, UserError
 from openmimo.metrics import read_metrics
+from openmimo.rollout.timeline import StepTimeline, read_timelines
 
 STAGES = ("data", "pretrain", "mtp_heads", "sft", "difficulty", "rl_zero", "rl", "eval", "release")
 """In the order in which a run does them."""
@@ -126,6 +128,8 @@ class Run:
     results: EvalResults | None
     tests: list[GradedTests]
     """Of every programming problem for RL; an empty list where the stage has not run."""
+    rollouts: list[StepTimeline]
+    """The latest steps of RL-Zero and of RL."""
 
     def missing(self) -> list[str]:
         """What a finished run would have and this one does not, in plain words."""
@@ -167,6 +171,7 @@ def load_run(folder: Path) -> Run:
         mixture=(_parse(stages / "pretrain" / "mixture.json", Mixtures) or Mixtures()).mixture,
         results=_parse(stages / "eval" / "results.json", EvalResults),
         tests=_tests(stages / "difficulty" / "problems.jsonl"),
+        rollouts=_rollouts(stages / name / "rollout_timeline.jsonl" for name in ("rl_zero", "rl")),
     )
 
 
@@ -212,6 +217,10 @@ def _tests(path: Path) -> list[GradedTests]:
         ]
     except ValidationError as error:
         raise UserError(f"{path}: {error.errors()[0]['msg']}: {REDO}") from error
+
+
+def _rollouts(paths: Iterable[Path]) -> list[StepTimeline]:
+    return [step for path in paths if path.exists() for step in read_timelines(path)]
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:

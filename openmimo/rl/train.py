@@ -26,6 +26,7 @@ from openmimo.rl.step import Learner
 from openmimo.rl.validation import Validation, validation_prompts
 from openmimo.rollout.driver import RolloutDriver
 from openmimo.rollout.engines import EngineSettings, open_engines, repeatable
+from openmimo.rollout.timeline import LatestTimelines
 from openmimo.runs import Run, Stage
 from openmimo.tokenizer import Tokenizer
 from openmimo.trackers import Trackers
@@ -84,7 +85,8 @@ def train(
     problems: Sequence[Mapping[str, Any]],
     heldout: Sequence[Mapping[str, Any]] = (),
 ) -> bool:
-    """Run all steps; the final model goes to `stage.dir/model`.
+    """Run all steps; the final model goes to `stage.dir/model`, the timelines of the latest
+    `trace_steps` that this process made to `stage.dir/rollout_timeline.jsonl`.
 
     Args:
         problems: to train on. heldout: to validate on.
@@ -107,6 +109,7 @@ def train(
     if state["step"]:
         curriculum.load_state_dict(state)
     first = state["step"]
+    timelines = LatestTimelines(stage.dir / "rollout_timeline.jsonl", recipe.compute.trace_steps)
     with (
         _learner(recipe, model, optimizer, tokenizer, curriculum, prompt_ids, heldout) as learner,
         MetricsWriter(stage.dir / "metrics.jsonl", resume_step=first) as metrics,
@@ -115,9 +118,10 @@ def train(
         checkpoints,
     ):
         for step in range(first + 1, config.steps + 1):
-            values, _ = learner.step(step - 1)
+            values, rollout = learner.step(step - 1)
             metrics.log(step, **values)
             trackers.log(step, values)
+            timelines.add(f"{stage.dir.name} step {step}", rollout.timeline)
             shown = {"reward": "reward_mean", "passed": "pass_rate", "tokens": "response_length"}
             progress.step(step, **{name: values[key] for name, key in shown.items()})
             last = step == config.steps

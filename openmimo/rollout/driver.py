@@ -23,6 +23,7 @@ from openmimo.rollout.records import Prompt, Rollout
 from openmimo.rollout.reward_line import Rewards
 from openmimo.rollout.running_step import RunningStep
 from openmimo.rollout.scheduler import StepSettings
+from openmimo.rollout.timeline import ENGINE
 from openmimo.runs import Interrupt
 
 OnSample = Callable[[Prompt, int, Completion, Verdict], None]
@@ -89,7 +90,7 @@ class RolloutDriver:
             raise ValueError("a step can be repeated exactly with one engine only: lag is None")
         self._seats = list(seats)
         self._workers = [
-            EngineWorker(seat.engine, f"engine {number}", seat.slots)
+            EngineWorker(seat.engine, f"{ENGINE} {number}", seat.slots)
             for number, seat in enumerate(seats)
         ]
         self._rewards, self._decode, self._request = rewards, decode, request

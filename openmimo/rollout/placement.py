@@ -17,7 +17,7 @@ class Placement:
     Placed longest first, long samples spread over the engines, and have few beside them.
     """
 
-    RISK = 2.0
+    RISK = 1.5
 
     def __init__(self, slots: Sequence[int]) -> None:
         """slots: of each engine, samples that it generates at once."""

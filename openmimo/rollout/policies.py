@@ -38,6 +38,10 @@ class StepView(Protocol):
     def seen_valid_rate(self) -> float:
         """Share of valid groups among the finished ones of this step and of those before."""
 
+    @property
+    def free_slots(self) -> int:
+        """Slots for samples that neither run nor wait for one."""
+
     def probability(self, valid: int) -> float:
         """The chance that at least so many of the groups launched are valid."""
 
@@ -153,21 +157,23 @@ class RefillTwice(Policy):
 class Continuous(Policy):
     """The report's continuous rollout: launch while the groups that run are not expected to be
     enough, by the valid rate of this step so far. Rewards by the process that generates; waits for
-    all.
+    all. The report does not give its rule; these two numbers fit its Table 2 (docs/rollout.md).
 
-    imagined: valid groups that count as seen at the beginning. The report does not say how its rate
-        begins; a step that starts with one batch is what fits its Table 2 (docs/rollout.md).
+    imagined: valid groups that count as seen at the beginning, in batches.
+    margin: how many more groups than wanted are to be expected, in batches.
     """
 
     name = "continuous"
     rewards: Rewards = "inline"
     places: Places = "sample"
-    imagined: int = 32
+    imagined: float = 0.12
+    margin: float = 0.1
 
     def launches(self, step: StepView) -> bool:
         undecided = step.launched - step.valid - step.invalid
-        rate = (step.valid + self.imagined) / (step.valid + step.invalid + self.imagined)
-        return step.valid + undecided * rate < step.wanted
+        imagined = self.imagined * step.wanted
+        rate = (step.valid + imagined) / (step.valid + step.invalid + imagined)
+        return step.valid + undecided * rate < (1 + self.margin) * step.wanted
 
 
 @dataclass(frozen=True)
@@ -189,18 +195,23 @@ class Report(ContinuousAsyncReward):
 @dataclass(frozen=True)
 class Ours(Policy):
     """Launch until enough groups are valid with probability `confidence`, by each group's own
-    posterior; longest first; early verdicts; early termination."""
+    posterior; longest first; early verdicts; early termination.
+
+    A group that would have to wait for a slot is launched only if it is more likely needed than
+    not: when a slot is free more will be known.
+    """
 
     name = "ours"
     ends: Ending = "prefix"
     places: Places = "tokens"
     longest_first: bool = True
     early_verdicts: bool = True
-    confidence: float = 0.7
+    confidence: float = 0.9
     posterior: bool = True
 
     def launches(self, step: StepView) -> bool:
         if self.posterior:
-            return step.probability(step.wanted) < self.confidence
+            confidence = self.confidence if step.free_slots > 0 else min(0.5, self.confidence)
+            return step.probability(step.wanted) < confidence
         undecided = step.launched - step.valid - step.invalid
         return step.valid + undecided * step.seen_valid_rate < step.wanted

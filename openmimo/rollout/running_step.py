@@ -33,7 +33,7 @@ from openmimo.rollout.policies import Policy
 from openmimo.rollout.records import Group, Prompt, Rollout
 from openmimo.rollout.reward_line import RewardLine, Rewards
 from openmimo.rollout.scheduler import StepScheduler, StepSettings
-from openmimo.rollout.timeline import Recorder
+from openmimo.rollout.timeline import REWARD, Recorder
 from openmimo.rollout.watchdog import Watchdog, dump_stacks
 from openmimo.runs import Interrupt
 
@@ -245,7 +245,7 @@ class RunningStep:
             nonlocal lane
             lane = next(n for n in range(len(self._lanes) + 1) if n not in self._lanes)
             self._lanes.add(lane)
-            self._recorder.begin("reward", *key, f"reward {lane}", self._now())
+            self._recorder.begin("reward", *key, f"{REWARD} {lane}", self._now())
 
         try:
             return await self._line.score(group.prompt.problem, text, began)

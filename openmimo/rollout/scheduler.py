@@ -145,6 +145,11 @@ class StepScheduler:
         return self._forecast.rates.valid_rate
 
     @property
+    def free_slots(self) -> int:
+        # While prompts are launched, all that waits may still be needed.
+        return self.settings.max_running_samples - self._generating - len(self._waiting)
+
+    @property
     def expected(self) -> float:
         return self._valid + self._forecast.expected
 

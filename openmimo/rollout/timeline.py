@@ -5,13 +5,18 @@ virtual one. A finished step is a `StepTimeline`, which `write_timelines` puts i
 """
 
 import json
+import math
+from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from openmimo.errors import UserError
 from openmimo.rollout.events import Done
+from openmimo.runs import atomic_write
 
 ENGINE, REWARD = "engine", "reward"
 """The lanes' first words: "engine 3", "reward 0"."""
@@ -131,15 +136,31 @@ class Recorder:
 
 
 def write_timelines(path: Path, steps: Iterable[StepTimeline]) -> None:
-    """One line a step with its name, lanes and times, then one line a span."""
-    with path.open("w", encoding="utf-8") as file:
-        for step in steps:
-            head = {
-                "step": step.name, "lanes": step.lanes, "seconds": step.seconds,
-                "last_launch": step.last_launch,
-            }  # fmt: skip
-            file.write(json.dumps(head) + "\n")
-            file.writelines(json.dumps(asdict(span)) + "\n" for span in step.spans)
+    """One line a step with its name, lanes and times, then one line a span (about 150 bytes).
+
+    The file is there whole or as it was before.
+    """
+    lines = []
+    for step in steps:
+        head = {
+            "step": step.name, "lanes": step.lanes, "seconds": step.seconds,
+            "last_launch": step.last_launch,
+        }  # fmt: skip
+        lines += [json.dumps(entry) + "\n" for entry in (head, *map(asdict, step.spans))]
+    atomic_write(path, "".join(lines))
+
+
+class LatestTimelines:
+    """A file of the last `keep` steps of a run, rewritten with each; none if `keep` is 0."""
+
+    def __init__(self, path: Path, keep: int) -> None:
+        self._path, self._steps = path, deque[StepTimeline](maxlen=keep)
+
+    def add(self, name: str, step: StepTimeline) -> None:
+        """`name`, such as "rl step 7", stands before the step's own."""
+        if self._steps.maxlen:
+            self._steps.append(replace(step, name=f"{name}, {step.name}"))
+            write_timelines(self._path, self._steps)
 
 
 def read_timelines(path: Path) -> Iterator[StepTimeline]:
@@ -148,31 +169,53 @@ def read_timelines(path: Path) -> Iterator[StepTimeline]:
     Raises:
         UserError: the file is not there, or a line is not what it should be.
     """
-    head: dict[str, Any] | None = None
-    spans: list[Span] = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read the timeline {path}: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the timeline {path}: {error}") from error
+    head: StepTimeline | None = None
+    spans: list[Span] = []
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
             if "step" in entry:
                 if head is not None:
-                    yield _timeline(head, spans)
-                head, spans = entry, []
-                _timeline(head, spans)
+                    yield replace(head, spans=tuple(spans))
+                head, spans = _head(entry), []
             elif head is None:
                 raise ValueError("a span before any step")
             else:
-                spans.append(Span(**entry))
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path}, line {number}: not of a timeline: {error}") from error
+                spans.append(_span(entry, head))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}, line {number}: not of a timeline: {_why(error)}") from error
     if head is not None:
-        yield _timeline(head, spans)
+        yield replace(head, spans=tuple(spans))
 
 
-def _timeline(head: dict[str, Any], spans: list[Span]) -> StepTimeline:
-    lanes = tuple(map(str, head["lanes"]))
-    times = float(head["seconds"]), float(head["last_launch"])
-    return StepTimeline(str(head["step"]), lanes, *times, tuple(spans))
+_HEAD, _SPAN = TypeAdapter(StepTimeline), TypeAdapter(Span)
+
+
+def _head(entry: dict[str, Any]) -> StepTimeline:
+    head = _HEAD.validate_python({**entry, "name": entry["step"], "spans": ()})
+    if not 0 <= head.last_launch <= head.seconds < math.inf:
+        raise ValueError("no 0 <= last_launch <= seconds")
+    return head
+
+
+def _span(entry: dict[str, Any], head: StepTimeline) -> Span:
+    span = _SPAN.validate_python(entry)
+    if not 0 <= span.start <= span.end <= head.seconds:
+        raise ValueError("no 0 <= start <= end <= the step's seconds")
+    if not all(0 <= number < 2**31 for number in (span.prompt, span.sample, span.tokens)):
+        raise ValueError("prompt, sample and tokens must be from 0 to 2^31 - 1")
+    if span.lane not in head.lanes:
+        raise ValueError(f"lane {span.lane!r} is not one of the step's")
+    return span
+
+
+def _why(error: Exception) -> str:
+    """In one line; pydantic's own text has one for each fault."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(error)

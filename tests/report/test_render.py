@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from openmimo.errors import UserError
 from openmimo.report import ReportPaths, render_report
 from openmimo.report.load import STAGES
-from openmimo.report.render import _fenced
+from openmimo.report.pages import fenced
+from openmimo.rollout.timeline import Span, StepTimeline, write_timelines
 
 
 class Page(HTMLParser):
@@ -124,9 +125,26 @@ def test_text_of_the_model_is_escaped(run: Path, eval_results: dict, no_matplotl
     assert "| &lt;i>pipe\\| |" in markdown
 
 
+def test_rollout_steps_are_drawn_beside_the_report(run: Path, no_matplotlib: None) -> None:
+    span = Span("engine 0", 0, 0, 0.0, 1.0, "generate", "kept", 5)
+    for stage in ("rl", "rl_zero"):
+        step = StepTimeline(f"{stage} step 9, ours", ("engine 0",), 2.0, 0.0, (span,))
+        write_timelines(run / "stages" / stage / "rollout_timeline.jsonl", [step])
+    paths = render_report(run)
+    links = [attrs.get("href") for tag, attrs in Page(paths.html.read_text()).tags if tag == "a"]
+    assert links == ["rollout_trace.html"]
+    assert "(rollout_trace.html)" in paths.markdown.read_text()
+    text = Page((run / "rollout_trace.html").read_text()).text
+    assert text.index("rl_zero step 9, ours") < text.index("rl step 9, ours")
+
+    (run / "stages" / "rl" / "rollout_timeline.jsonl").write_text("{}")
+    with pytest.raises(UserError, match="line 1: not of a timeline"):
+        render_report(run)
+
+
 @given(st.text(alphabet="`~a\n ", max_size=40))
 def test_no_text_closes_its_code_block(text: str) -> None:
-    fence = _fenced(text).split("text\n", 1)[0]
+    fence = fenced(text).split("text\n", 1)[0]
     assert set(fence) == {"`"}
     assert len(fence) >= 3
     assert fence not in text
@@ -214,6 +232,8 @@ def test_rendering_imports_no_stage_and_no_torch(run: Path) -> None:
     names = re.findall(r"'([\w.]+)'", out)
     allowed = {"openmimo", "openmimo.errors", "openmimo.metrics", "openmimo.data"}
     allowed.add("openmimo.data.documents")  # reads JSON Lines, and imports nothing
+    allowed |= {f"openmimo.rollout{part}" for part in ("", ".events", ".timeline", ".usage")}
+    allowed |= {"openmimo.runs", "openmimo.units", "openmimo.world"}  # for timelines' atomic write
     assert {name for name in names if not name.startswith("openmimo.report")} == allowed
 
 

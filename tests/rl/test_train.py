@@ -19,6 +19,7 @@ from openmimo.metrics import read_metrics
 from openmimo.model.checkpoint import load_model, save_model
 from openmimo.model.mimo import MiMo
 from openmimo.rl import train
+from openmimo.rollout.timeline import read_timelines
 from openmimo.runs import Run
 from openmimo.tokenizer import Tokenizer
 
@@ -107,6 +108,10 @@ def test_stopping_and_going_on_changes_no_bit(
         # Two updates a step: the first is on the policy that sampled.
         assert record["ratio_max"] >= 1 - 1e-4
         assert 0 < record["pass_rate"] < 1
+    latest = list(read_timelines(plain / "stages" / "rl" / "rollout_timeline.jsonl"))
+    assert [step.name for step in latest] == [f"rl step {number}, ours" for number in (3, 4, 5)]
+    for step in latest:
+        assert len({span.prompt for span in step.spans if span.outcome == "kept"}) == 2
     trained = load_model(plain / "stages" / "rl" / "model").state_dict()
     for name, tensor in taught[0].state_dict().items():
         assert torch.equal(trained[name], tensor) == ("mtp_layers" in name), name

@@ -1,25 +1,11 @@
 """The chat page in a real browser."""
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
 FIRST = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import scripted"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not found:
-        pytest.skip("there is no Chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -37,6 +37,12 @@ class EngineSpeed:
         """Tokens a second of each of so many rows."""
         return self._rates[rows]
 
+    def seconds(self, longest: float, tokens: float) -> float:
+        """For samples of `tokens` tokens in all that start together, the longest with `longest`."""
+        plain = self.base * longest + self.per_row * tokens
+        drafting = self.base * (1 + self.draft_cost) * longest + 2 * self.per_row * tokens
+        return min(plain, drafting / (1 + self.acceptance))
+
     @cached_property
     def _rates(self) -> list[float]:
         rates = [0.0]
@@ -121,4 +127,4 @@ class SimulatedEngine:
         """Take a row out; returns the tokens it has got."""
         self.advance(now)
         _, begun = self._live.pop((prompt, sample))
-        return int(self._clock - begun)
+        return int(self._clock - begun + 1e-6)  # whole tokens, but for rounding

@@ -20,6 +20,8 @@ class Measures:
 
     seconds: from the first launch to the complete batch, rewards included.
     bound: seconds that no schedule can be faster than, even one that knows all lengths and scores.
+    blind_bound: seconds that are to be expected at least without knowing which sample of the batch
+        will be the longest.
     idle: 1 - busy time / (engines * seconds). An engine is busy while it decodes at least one
         sample that is neither stopped nor lost later.
     waste: valid groups finished and not needed, as a share of the batch.
@@ -31,6 +33,7 @@ class Measures:
 
     seconds: float
     bound: float
+    blind_bound: float
     idle: float
     waste: float
     length_bias: float
@@ -41,6 +44,10 @@ class Measures:
     @property
     def share_of_bound(self) -> float:
         return self.bound / self.seconds
+
+    @property
+    def share_of_blind_bound(self) -> float:
+        return self.blind_bound / self.seconds
 
 
 def measure(
@@ -56,6 +63,7 @@ def measure(
     return Measures(
         seconds=timeline.seconds,
         bound=clairvoyant_bound(trace, cluster, validity),
+        blind_bound=blind_bound(trace, cluster, validity),
         idle=1 - busy_seconds(timeline) / capacity,
         waste=done.stats.surplus_valid / trace.prompts_per_step,
         length_bias=length_bias(done, trace, validity),
@@ -117,3 +125,20 @@ def clairvoyant_bound(trace: StepTrace, cluster: Cluster, validity: Validity) ->
     )
     work = sum(sum(prompt.tokens) for prompt in prompts)
     return max(speed.prefill + longest, work / (cluster.engines * speed.throughput))
+
+
+def blind_bound(trace: StepTrace, cluster: Cluster, validity: Validity) -> float:
+    """The bound without foresight of single samples: the longest sample has average company.
+
+    All that the batch needs starts at once, evenly spread. While the longest sample is decoded, so
+    are the others of its engine, whose tokens delay it. An engine with less company would have been
+    lucky: as long as nothing tells the longest sample from others, it is as likely on any. Delaying
+    others for its sake delays it as likely. (What is known of prompts tells a little, so a good
+    placement can come out slightly below.)
+    """
+    _, end = trace.oracle(validity)
+    prompts, speed = trace.prompts[:end], cluster.speed
+    longest = max(max(prompt.tokens) for prompt in prompts)
+    company = max(longest, sum(sum(prompt.tokens) for prompt in prompts) / cluster.engines)
+    together = speed.seconds(longest, company)
+    return max(speed.prefill + together, clairvoyant_bound(trace, cluster, validity))

@@ -10,9 +10,13 @@ H200 = EngineSpeed(base=7.04e-3, per_row=0.0643e-3, slots=128, prefill=0.015)
 """MiMo-7B's shape on one H200: least squares of the four rates of docs/inference.md (batch 1, 8, 32
 and 128), each within 3 %. The time to read a prompt is assumed."""
 
+NANO = EngineSpeed(base=0.86e-3, per_row=0.0953e-3, slots=256, prefill=0.001)
+"""The nano model on one CPU core, through the rates of docs/inference.md at batch 1 and 128; 10 %
+too fast at 32. The time to read a prompt is assumed."""
+
 ACCEPTANCE = 0.586
-"""Of one draft by MiMo-7B-RL's MTP layer, as the engine of slime and vime measured it. The report
-says about 0.9; the lower one is taken."""
+"""Of one draft by MiMo-7B-RL's MTP layer, as measured in an issue of vime. The report says about
+0.9; the lower one is taken."""
 
 DRAFT_COST = 0.11
 """Of a plain step's base. A draft reads the weights of one layer of 36 and of the output matrix,
@@ -21,13 +25,11 @@ which are 0.8 of 7.6 billion."""
 
 @dataclass(frozen=True)
 class Setting:
-    """What is simulated: `world` makes the traces, `cluster` runs them; `imagined`: of the report's
-    policies (`policies.Continuous`)."""
+    """What is simulated: `world` makes the traces, `cluster` runs them."""
 
     about: str
     world: World
     cluster: Cluster
-    imagined: int
 
     @property
     def drafting(self) -> Cluster:
@@ -44,12 +46,59 @@ class Setting:
             reward_workers=max(1, self.cluster.reward_workers // by),
             serial_rewards=max(1, round(self.cluster.serial_rewards / by)),
         )
-        return replace(self, world=world, cluster=cluster, imagined=max(1, self.imagined // by))
+        return replace(self, world=world, cluster=cluster)
+
+    def on(self, engines: int) -> "Setting":
+        """The same batch on a cluster of so many engines, all else in proportion."""
+        share = engines / self.cluster.engines
+        cluster = Cluster(
+            engines,
+            self.cluster.speed,
+            max(1, round(share * self.cluster.reward_workers)),
+            max(1, round(share * self.cluster.serial_rewards)),
+        )
+        return replace(self, about=f"{self.about}, {engines} engines", cluster=cluster)
+
+    def of(self, about: str, **changes: float) -> "Setting":
+        """The same with another kind of work; `changes`: of `World`."""
+        return replace(self, about=about, world=replace(self.world, **changes))  # type: ignore[arg-type]
 
 
 REPORT = Setting(
     "the report's Table 2: 512 prompts of 16 samples on 256 engines",
-    World(median_tokens=2500, between=0.65, within=0.55, difficulty=0.0, reward_seconds=0.1),
-    Cluster(256, H200, reward_workers=1024, serial_rewards=64),
-    imagined=64,
-)
+    World(
+        median_tokens=2500, between=0.4, within=0.8, difficulty=0.0, pass_rate=0.5,
+        reward_seconds=0.1, code_seconds=1.0,
+    ),
+    Cluster(256, H200, reward_workers=1024, serial_rewards=96),
+)  # fmt: skip
+"""Fitted to Table 2 by benchmarks/rollout_fit.py; docs/rollout.md says how well it does."""
+
+SETTINGS = {
+    "report": REPORT,
+    "nano": Setting(
+        "the nano recipe on one CPU core: for traces of its runs",
+        World(
+            prompts_per_step=32,
+            group_size=8,
+            median_tokens=35,
+            between=0.4,
+            within=0.3,
+            max_tokens=128,
+            reward_seconds=0.01,
+            code_seconds=0.2,
+        ),
+        Cluster(1, NANO, reward_workers=2, serial_rewards=1),
+    ),
+    "small": replace(REPORT.scaled(16), about="the report's, 16 times smaller: for a quick look"),
+    "engines-8": REPORT.on(8),
+    "engines-64": REPORT.on(64),
+    "valid-20": REPORT.of("a fifth of the groups valid", valid_rate=0.2, stream=16),
+    "valid-60": REPORT.of("three fifths of the groups valid", valid_rate=0.6),
+    "valid-80": REPORT.of("four fifths of the groups valid", valid_rate=0.8),
+    "code": REPORT.of("nine of ten prompts are code", code_share=0.9),
+    "early": REPORT.of("short answers, as early in training", median_tokens=700),
+    "late": REPORT.of("long answers, as late in training", median_tokens=6000),
+    "first-epoch": REPORT.of("no prompt was ever sampled before", visited=0.0),
+}
+"""Those of `mimo rollout-bench --setting`."""

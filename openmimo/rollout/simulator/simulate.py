@@ -1,4 +1,4 @@
-"""Runs one step of a trace on a virtual clock: the real scheduler, simulated engines and rewards."""
+"""One step of a trace on a virtual clock: the real scheduler, simulated engines and rewards."""
 
 import heapq
 from collections import deque

@@ -1,4 +1,4 @@
-"""Policies side by side on the same traces."""
+"""Ways to run a step, by the names that tables give them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +14,7 @@ from openmimo.rollout.policies import (
     Policy,
     RefillTwice,
     Report,
+    Static,
 )
 from openmimo.rollout.simulator.measure import Measures, measure
 from openmimo.rollout.simulator.settings import Setting
@@ -31,9 +32,9 @@ class Row:
     drafts: bool = False
 
 
-def rows(imagined: int) -> dict[str, Row]:
+def rows() -> dict[str, Row]:
     """Those of the report's Table 2, of other frameworks, ours, and ours without each of its
-    parts. `imagined`: of the report's."""
+    parts."""
     ours = Ours()
     return {
         "static": Row(Naive(), every_group),
@@ -42,15 +43,24 @@ def rows(imagined: int) -> dict[str, Row]:
         "one_for_one": Row(OneForOne()),
         "greedy": Row(Greedy()),
         "refill_2k": Row(RefillTwice()),
-        "continuous": Row(Continuous(imagined=imagined)),
-        "continuous_async_reward": Row(ContinuousAsyncReward(imagined=imagined)),
-        "report": Row(Report(imagined=imagined)),
+        "continuous": Row(Continuous()),
+        "continuous_async_reward": Row(ContinuousAsyncReward()),
+        "report": Row(Report()),
         "ours": Row(ours),
         "ours_no_posterior": Row(replace(ours, posterior=False)),
         "ours_no_longest_first": Row(replace(ours, longest_first=False)),
         "ours_no_early_verdicts": Row(replace(ours, early_verdicts=False)),
         "ours_no_early_termination": Row(replace(ours, ends="drain")),
         "ours_mtp": Row(ours, drafts=True),
+    }
+
+
+def validation_rows() -> dict[str, Row]:
+    """Those of the report's Table 3: all answers to a set of prompts are wanted."""
+    return {
+        "naive": Row(Naive(), every_group),
+        "streaming": Row(Static(), every_group),
+        "streaming_mtp": Row(Static(), every_group, drafts=True),
     }
 
 

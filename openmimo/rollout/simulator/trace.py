@@ -11,7 +11,7 @@ sample. As file it is JSONL: a head, then one line a prompt in stream order.
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,7 +32,7 @@ class TracePrompt:
     tokens: tuple[int, ...]
     scores: tuple[float | None, ...]
     reward_seconds: tuple[float, ...]
-    prospect: Prospect = Prospect()
+    prospect: Prospect = field(default_factory=Prospect)
 
     def as_prospect(self) -> Prospect:
         """What a later step knows from this visit."""

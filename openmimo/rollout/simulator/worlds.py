@@ -16,12 +16,12 @@ class World:
     """Distributions of what prompts and answers are like.
 
     prompts_per_step, group_size: of the step.
-    valid_rate, pass_rate: pass rates of prompts are Beta-distributed with the mean `pass_rate` and so
-        that a group has both outcomes with chance `valid_rate`, if no answer is cut.
-    median_tokens: of an answer to a prompt of middling difficulty. Lengths are log-normal: `between`
-        is the deviation of the log between prompts alike in difficulty, `within` that between
-        samples of a prompt, `difficulty` the difference of the log between the prompts that always
-        fail and those that always pass.
+    valid_rate, pass_rate: pass rates of prompts are Beta-distributed with the mean `pass_rate` and
+        so that a group has both outcomes with chance `valid_rate`, if no answer is cut.
+    median_tokens: of an answer to a prompt of middling difficulty. Lengths are log-normal:
+        `between` is the deviation of the log between prompts alike in difficulty, `within` that
+        between samples of a prompt, `difficulty` the difference of the log between the prompts that
+        always fail and those that always pass.
     max_tokens: longer answers are cut there, and fail.
     reward_seconds: median time of a reward of mathematics; log-normal, `reward_spread`.
     code_share, code_seconds: prompts that are code, and the median time of their rewards.

@@ -1,0 +1,148 @@
+"""The verb rollout-bench: policies of the rollout engine side by side, simulated."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openmimo.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.table import Table
+
+    from openmimo.rollout.simulator.bench import Mean, Runs, TableRow
+    from openmimo.rollout.simulator.published import Published
+    from openmimo.rollout.simulator.settings import Setting
+
+SETTINGS = (
+    "report", "nano", "small", "engines-8", "engines-64", "valid-20", "valid-60", "valid-80", "code",
+    "early", "late", "first-epoch",
+)  # fmt: skip
+
+WIDTH = 130
+"""Columns of a printed table, whatever the terminal: a narrower one may wrap whole lines."""
+
+MEASURES = ("rollout_speedup", "overall_speedup", "idle", "waste", "length_bias", "share_of_bound")
+"""What the JSON says of a policy."""
+
+
+def add_rollout_verb(verbs: Any) -> None:
+    """Add the verb to argparse's subparsers; it sets `handler`."""
+    text = "simulate rollout policies on the same traces: tables 2 and 3 of the MiMo report"
+    verb = verbs.add_parser("rollout-bench", help=text, description=text)
+    add = verb.add_argument
+    add("--setting", choices=SETTINGS, default="report", help="(default: report)")
+    add("--engines", type=int, metavar="N", help="the same work on so many engines")
+    add("--trace", type=Path, metavar="FILE", help="replay a recorded trace (docs/rollout.md)")
+    add("--policies", metavar="NAME,...", help="only these, and naive (default: all)")
+    add("--seeds", type=int, default=3, metavar="N", help="steps of each policy (default: 3)")
+    add("--workers", type=int, default=2, metavar="N", help="processes (default: 2)")
+    add("--json", metavar="FILE", help="write the figures there, - for standard output")
+    verb.set_defaults(handler=rollout_bench)
+
+
+def rollout_bench(options: argparse.Namespace) -> None:
+    """`mimo rollout-bench`: the tables, and with --json the figures of Table 2."""
+    from openmimo.rollout.simulator.bench import replayed, simulated, summary
+    from openmimo.rollout.simulator.settings import SETTINGS as KNOWN
+    from openmimo.rollout.simulator.trace import read_trace
+
+    for name in ("engines", "seeds", "workers"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} is {value}; it must be at least 1")
+    setting = KNOWN[options.setting]
+    if options.engines:
+        setting = setting.on(options.engines)
+    names = _names(options.policies)
+    if options.trace:
+        traces = read_trace(options.trace)
+        training, validation = replayed(setting, names, traces, options.workers)
+    else:
+        training, validation = simulated(setting, names, options.seeds, options.workers)
+    if options.json:
+        _write(options.json, summary(training))
+    if options.json != "-":
+        _print(options, setting, training, validation)
+
+
+def _names(policies: str | None) -> list[str]:
+    from openmimo.rollout.simulator.table import rows
+
+    known = list(rows())
+    if policies is None:
+        return known
+    chosen = {"naive", *policies.split(",")}
+    if unknown := sorted(chosen - set(known)):
+        raise UserError(f"no policy {', '.join(unknown)}; there are {', '.join(known)}")
+    return [name for name in known if name in chosen]
+
+
+def _print(options: argparse.Namespace, setting: Setting, training: Runs, valid: Runs) -> None:
+    from rich.console import Console
+
+    from openmimo.rollout.simulator.bench import summary
+    from openmimo.rollout.simulator.published import TABLE_2, TABLE_3
+
+    work = f"trace {options.trace}" if options.trace else setting.about
+    steps = len(training["naive"])
+    console = Console(width=WIDTH)
+    told = TABLE_2 if options.setting == "report" and not options.trace else {}
+    print(f"{work}; {setting.cluster.engines} engines, {steps} steps")
+    console.print(_table(summary(training), told))
+    told = TABLE_3 if options.setting == "report" and not options.trace else {}
+    print("all answers to as many prompts, as in validation")
+    console.print(_table(summary(valid), told))
+    print("± is half of a 95 % interval; all columns are explained in docs/rollout.md")
+
+
+def _table(rows: Mapping[str, TableRow], told: Mapping[str, Published]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("policy")
+    heads = ["rollout", "overall", "idle", "waste", "bias", "bound", "blind bound"]
+    for head in [*heads, "report: rollout, idle, waste"] if told else heads:
+        table.add_column(head, justify="right")
+    for name, row in rows.items():
+        cells = [
+            _times(row.rollout_speedup), f"{row.overall_speedup.value:.2f}", _percent(row.idle),
+            _percent(row.waste), f"{row.length_bias.value:.0f}", _percent(row.share_of_bound),
+            _percent(row.share_of_blind_bound),
+        ]  # fmt: skip
+        if told:
+            cells.append(_published(told.get(name)))
+        table.add_row(name, *cells)
+    return table
+
+
+def _times(mean: Mean) -> str:
+    return f"{mean.value:.2f} ± {mean.half:.2f}" if mean.half == mean.half else f"{mean.value:.2f}"
+
+
+def _percent(mean: Mean) -> str:
+    return f"{100 * mean.value:.1f} %"
+
+
+def _published(row: Published | None) -> str:
+    if row is None:
+        return ""
+    waste = "-" if row.waste is None else f"{100 * row.waste:.1f} %"
+    return f"{row.rollout_speedup:.2f}, {100 * row.idle:.1f} %, {waste}"
+
+
+def _write(file: str, rows: Mapping[str, TableRow]) -> None:
+    report = {
+        name: {what: round(getattr(row, what).value, 4) for what in MEASURES}
+        for name, row in rows.items()
+    }
+    text = json.dumps(report, indent=1)
+    if file == "-":
+        print(text)
+    else:
+        Path(file).write_text(text + "\n")
