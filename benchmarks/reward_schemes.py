@@ -65,7 +65,8 @@ def learn(run: Run, source: Path, recipe: Recipe, scheme: str, seed: int, exam: 
     model = load_model(source / "stages" / "sft" / "model", dtype=torch.float32)
     name = f"{scheme}_{seed}"
     stage = run.stage(name, "benchmark")
-    if not train(run, stage, config, seed, model, exam.tokenizer, problems):
+    recipe = recipe.model_copy(update={"rl": config, "seed": seed})
+    if not train(run, stage, recipe, model, exam.tokenizer, problems):
         raise KeyboardInterrupt
     return score(run, name, stage.dir / "model", exam)
 

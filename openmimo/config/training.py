@@ -143,8 +143,8 @@ class SFTConfig(TuneConfig):
 
 
 class ComputeConfig(Config):
-    """How the stages that train use the hardware. `dtype` changes results; all else only rounding,
-    so that a run may go on with other values, on other hardware."""
+    """How the stages use the hardware. `dtype` changes results, and vLLM draws other random
+    numbers; all else changes only rounding. A run may go on with other values and elsewhere."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of matrix products and activations. Weights, moments and sums of gradients stay float32."""
@@ -167,3 +167,24 @@ class ComputeConfig(Config):
     by commas (API key: OPENMIMO_JUDGE_KEY)."""
     trace_steps: int = Field(default=3, ge=0)
     """Latest rollout steps of RL whose timelines are kept, for `mimo trace` and the report."""
+    rollouts: str = "native"
+    """What answers in RL, difficulty and evaluation: "native", the engine in this process; "ray",
+    several of it on the cluster at RAY_ADDRESS; or addresses of vLLM servers, separated by commas
+    (API key: VLLM_API_KEY)."""
+    ray_engines: int = Field(default=1, gt=0)
+    """Engines on the Ray cluster."""
+    ray_cpus: float = Field(default=1.0, ge=0)
+    """CPUs that each of them takes."""
+    ray_gpus: float = Field(default=0.0, ge=0)
+    """GPUs that each of them takes."""
+
+    @model_validator(mode="after")
+    def _check_rollouts(self) -> ComputeConfig:
+        urls = [url.strip() for url in self.rollouts.split(",")]
+        if self.rollouts not in ("native", "ray") and not all(
+            url.startswith(("http://", "https://")) for url in urls
+        ):
+            raise ValueError('rollouts must be "native", "ray", or addresses that begin with http')
+        if len(set(urls)) < len(urls):
+            raise ValueError("rollouts names a server twice")
+        return self

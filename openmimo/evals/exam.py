@@ -10,10 +10,9 @@ from typing import Any
 from openmimo.config.schema import EvalConfig
 from openmimo.data.documents import read_records
 from openmimo.errors import UserError
-from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request
 from openmimo.inference.sampling import sample_seed
-from openmimo.model.mimo import MiMo
+from openmimo.rollout.engines import EngineSettings
 from openmimo.tokenizer import Tokenizer
 
 Problem = Mapping[str, Any]
@@ -73,14 +72,13 @@ class Exam:
             stop_ids=(self.tokenizer.eos_id, self.tokenizer.doc_end_id),
         )
 
-    def engine(self, model: MiMo, requests: Sequence[Request], drafts: int = 0) -> Engine:
-        """An engine just large enough for `requests`; unused rows of the head are never sampled."""
-        return Engine(
-            model,
-            drafts=drafts,
+    def engine_settings(self, requests: Sequence[Request], drafts: int = 0) -> EngineSettings:
+        """Of engines just large enough for `requests`."""
+        return EngineSettings(
             slots=min(self.settings.slots, len(requests)),
             max_length=max(len(r.prompt_ids) + r.max_new_tokens for r in requests),
             used_vocab=self.tokenizer.vocab_size,
+            drafts=drafts,
         )
 
     def spread(self, count: int) -> list[str]:

@@ -48,7 +48,7 @@ def _answer(
     model: MiMo, drafts: int, requests: Sequence[Request], exam: Exam
 ) -> tuple[list[list[int]], EngineStats, float]:
     """The answers' tokens, the engine's counters and the seconds it took, prefill included."""
-    engine = exam.engine(model, requests, drafts)
+    engine = exam.engine_settings(requests, drafts).native(model)
     began = time.perf_counter()
     completions = engine.run(requests)
     seconds = time.perf_counter() - began

@@ -64,7 +64,8 @@ def run(recipe: Recipe, run: Run) -> None:
             model = load_model(run.dir / "stages" / source / "model", dtype=torch.float32)
             samples = stage.dir / "samples" / f"{variant}.jsonl"
             with SampleFile(samples, exam.sample_keys()) as file:
-                sample_missing(f"eval {variant}", model, exam, file, pool, run.interrupt)
+                name = f"eval {variant}"
+                sample_missing(name, model, exam, file, pool, run.interrupt, recipe.compute)
                 stage.save_clock()
                 if run.interrupt.requested:
                     return

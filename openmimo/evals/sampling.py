@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from openmimo.config.schema import ComputeConfig
 from openmimo.evals.exam import Exam, SampleKey
 from openmimo.evals.samples import Sample, SampleFile
 from openmimo.inference.protocol import Completion, Request, RequestId
@@ -11,13 +12,15 @@ from openmimo.model.mimo import MiMo
 from openmimo.progress import Progress
 from openmimo.rewards.pool import RewardPool
 from openmimo.rewards.verdict import Verdict
-from openmimo.rollout.driver import EngineSeat, RolloutDriver
+from openmimo.rollout.driver import RolloutDriver
+from openmimo.rollout.engines import open_engines
 from openmimo.rollout.records import Prompt
 from openmimo.rollout.validation import answer_all
 from openmimo.runs import Interrupt
 
 LINES = 4
 """Progress lines of one variant."""
+HERE = ComputeConfig()
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,13 @@ class _Question(Prompt):
 
 
 def sample_missing(
-    name: str, model: MiMo, exam: Exam, file: SampleFile, pool: RewardPool, interrupt: Interrupt
+    name: str,
+    model: MiMo,
+    exam: Exam,
+    file: SampleFile,
+    pool: RewardPool,
+    interrupt: Interrupt,
+    compute: ComputeConfig = HERE,
 ) -> None:
     """Generate and grade every sample that `file` lacks.
 
@@ -37,6 +46,7 @@ def sample_missing(
 
     Args:
         name: for the progress lines.
+        compute: where it is generated (`compute.rollouts`).
 
     Raises:
         UserError: a prompt does not fit the model, or the engine or the verifiers stand still.
@@ -47,7 +57,7 @@ def sample_missing(
     if not requests:
         return
     pool.start_judge()
-    engine = exam.engine(model, list(requests.values()))
+    settings = exam.engine_settings(list(requests.values()))
     questions = [
         _Question(exam.problems[key[0]], request.prompt_ids, (request.seed,), key=key)
         for key, request in requests.items()
@@ -62,10 +72,10 @@ def sample_missing(
 
     with (
         Progress(name, len(keys), start=len(file.samples), every=every) as progress,
-        RolloutDriver(
-            [EngineSeat(engine, engine.stats().slots)], pool, exam.tokenizer.decode, request_of
-        ) as driver,
+        open_engines(compute, settings, model) as seats,
+        RolloutDriver(seats, pool, exam.tokenizer.decode, request_of) as driver,
     ):
+        driver.update_weights(dict(model.state_dict()))
 
         def save(prompt: Prompt, _: int, completion: Completion, verdict: Verdict) -> None:
             nonlocal right, judged

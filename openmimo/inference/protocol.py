@@ -15,6 +15,8 @@ from openmimo.model.mimo import MiMo
 
 RequestId = int | str
 FinishReason = Literal["stop", "length", "aborted", "failed"]
+Weights = MiMo | Mapping[str, Tensor]
+"""A model, or the tensors of its state dict by name."""
 
 
 def _no_ids() -> NDArray[np.int32]:
@@ -212,7 +214,7 @@ class InferenceEngine(Protocol):
     def abort(self, ids: Collection[RequestId]) -> list[Completion]:
         """End requests now and return what they have so far; ids not in flight are ignored."""
 
-    def update_weights(self, weights: MiMo | Mapping[str, Tensor]) -> None:
+    def update_weights(self, weights: Weights) -> None:
         """Continue with other weights from the next step on."""
 
     def stats(self) -> EngineStats:

@@ -132,6 +132,11 @@ class VllmClient(ABC):
         self._call(self._rpc("openmimo_prepare", str(used_vocab or config.vocab_size)))
         self._before = self._call(self._counters())
 
+    @property
+    def max_length(self) -> int:
+        """Longest prompt plus answer, in tokens."""
+        return self._max_length
+
     # What a form of vLLM must offer; all of it runs on the event loop.
 
     @abstractmethod

@@ -16,15 +16,15 @@ import torch
 from openmimo.config.base import config_hash
 from openmimo.config.schema import Recipe, RLConfig
 from openmimo.data.documents import write_records
-from openmimo.inference.engine import Engine
-from openmimo.inference.protocol import Request, RequestId
 from openmimo.inference.sampling import sample_seed
 from openmimo.model.checkpoint import load_model
 from openmimo.rewards.difficulty import choose_levels, cluster_levels, pass_rates
 from openmimo.rewards.grading import ALL_TESTS
 from openmimo.rewards.pool import JUDGE_LIMITS, RewardPool
 from openmimo.rl.problems import fingerprint, fitting, read_problems
-from openmimo.rollout.driver import EngineSeat, RolloutDriver
+from openmimo.rl.requests import Requests
+from openmimo.rollout.driver import RolloutDriver
+from openmimo.rollout.engines import EngineSettings, open_engines
 from openmimo.rollout.records import Prompt
 from openmimo.rollout.validation import answer_all
 from openmimo.runs import Run
@@ -99,24 +99,13 @@ def _solve(
     recipe: Recipe, run: Run, folder: Path, problems: list[dict[str, Any]], tokenizer: Tokenizer
 ) -> Iterator[tuple[str, tuple[bool, ...]]]:
     """(problem id, test outcomes) of every attempt of one model, in order."""
+    if not problems:
+        return
     model = load_model(folder, dtype=torch.float32)
     ids_of = [tokenizer.chat_prompt(problem["prompt"]) for problem in problems]
-    config = recipe.rl
-    stop_ids = (tokenizer.eos_id, tokenizer.doc_end_id)
-    longest = max(map(len, ids_of), default=1)
-    max_length = min(longest + config.max_new_tokens, model.config.max_position_embeddings)
-    engine = Engine(
-        model,
-        slots=config.slots,
-        max_length=max_length,
-        used_vocab=tokenizer.vocab_size,
-    )
-
-    def request(prompt: Prompt, sample: int, request_id: RequestId) -> Request:
-        length = min(config.max_new_tokens, max_length - len(prompt.ids))
-        seed = prompt.sample_seeds[sample]
-        return Request(request_id, prompt.ids, length, seed=seed, stop_ids=stop_ids)
-
+    config, compute = recipe.rl, recipe.compute
+    request = Requests(ids_of, tokenizer, config, model.config.max_position_embeddings)
+    settings = EngineSettings(config.slots, request.max_length, tokenizer.vocab_size)
     prompts = [
         Prompt(
             problem,
@@ -129,14 +118,14 @@ def _solve(
         for problem, ids in zip(problems, ids_of, strict=True)
     ]
     with (
+        open_engines(compute, settings, model) as seats,
         RewardPool(
-            grading=ALL_TESTS, judge=JUDGE_LIMITS, every_test=True, judge_at=recipe.compute.judge
+            grading=ALL_TESTS, judge=JUDGE_LIMITS, every_test=True, judge_at=compute.judge
         ) as pool,
-        RolloutDriver(
-            [EngineSeat(engine, config.slots)], pool, tokenizer.decode, request
-        ) as driver,
+        RolloutDriver(seats, pool, tokenizer.decode, request) as driver,
     ):
-        rollout = answer_all(driver, prompts, interrupt=run.interrupt) if prompts else None
+        driver.update_weights(dict(model.state_dict()))
+        rollout = answer_all(driver, prompts, interrupt=run.interrupt)
     run.interrupt.check()
     for group in rollout.groups if rollout else []:
         for verdict in group.results:

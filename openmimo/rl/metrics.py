@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 from openmimo.config.schema import RLConfig
-from openmimo.inference.protocol import EngineStats
+from openmimo.errors import UserError
+from openmimo.inference.protocol import EngineStats, InferenceEngine
 from openmimo.rl.stream import Draw
 from openmimo.rollout.records import Group, Rollout
 
@@ -60,19 +62,35 @@ def step_metrics(
     return values
 
 
-def draft_metrics(
-    before: EngineStats, after: EngineStats, losses: Sequence[float]
-) -> dict[str, float]:
-    """What the drafts of a step were worth; empty if nothing was drafted.
+Counters = list[tuple[InferenceEngine, EngineStats]]
 
-    Args:
-        before, after: the engine's counters.
-        losses: each MTP layer's at the end of its refresh; empty without one.
+
+def counters(engines: Sequence[InferenceEngine]) -> Counters:
+    """The counters of the engines that are there."""
+    found: Counters = []
+    for engine in engines:
+        try:
+            found.append((engine, engine.stats()))
+        except UserError:  # it is dead, which the driver sees to
+            continue
+    return found
+
+
+def draft_metrics(before: Counters, after: Counters) -> dict[str, float]:
+    """What the drafts of a step were worth, by layer; empty if nothing was drafted.
+
+    An engine that was started again meanwhile is left out.
     """
-    values: dict[str, float] = {}
-    pairs = zip(before.drafts_offered, before.drafts_accepted, strict=True)
-    for layer, (offered, accepted) in enumerate(pairs):
-        drafts = after.drafts_offered[layer] - offered
-        if drafts:
-            values[f"acceptance_{layer}"] = (after.drafts_accepted[layer] - accepted) / drafts
-    return values | {f"mtp_loss_{layer}": loss for layer, loss in enumerate(losses)}
+    offered: dict[int, int] = defaultdict(int)
+    accepted: dict[int, int] = defaultdict(int)
+    for engine, then in before:
+        for other, now in after:
+            if other is engine:
+                for layer, count in enumerate(then.drafts_offered):
+                    offered[layer] += now.drafts_offered[layer] - count
+                    accepted[layer] += now.drafts_accepted[layer] - then.drafts_accepted[layer]
+    return {
+        f"acceptance_{layer}": accepted[layer] / drafts
+        for layer, drafts in offered.items()
+        if drafts
+    }

@@ -1,13 +1,9 @@
-"""Reinforcement learning: RL from SFT, RL-Zero from Base (report, section 3.3).
-
-A step: prompts from the stream -> rollout engine -> rewards -> advantages -> updates -> log.
-"""
+"""Reinforcement learning: RL from SFT, RL-Zero from Base (report, section 3.3)."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,41 +13,30 @@ from openmimo.config.base import config_hash
 from openmimo.config.schema import Recipe, RLConfig
 from openmimo.data.documents import read_records
 from openmimo.errors import UserError
-from openmimo.inference.engine import Engine
-from openmimo.inference.protocol import Request, RequestId
-from openmimo.inference.sampling import sample_seed
-from openmimo.judge.connect import LOCAL
 from openmimo.metrics import MetricsWriter
 from openmimo.model.checkpoint import load_model, save_model
 from openmimo.model.mimo import MiMo
 from openmimo.progress import Progress
 from openmimo.rewards.grading import Grading
 from openmimo.rewards.pool import JUDGE_LIMITS, RewardPool
-from openmimo.rl.metrics import draft_metrics, step_metrics
+from openmimo.rl.curriculum import Curriculum
 from openmimo.rl.problems import check_unchanged
-from openmimo.rl.stream import Draw, PromptStream
-from openmimo.rl.update import grpo_update
-from openmimo.rl.visits import Visits
-from openmimo.rollout.demand import PassRates
-from openmimo.rollout.driver import EngineSeat, RolloutDriver
-from openmimo.rollout.records import Prompt, Rollout
-from openmimo.rollout.scheduler import StepSettings
+from openmimo.rl.requests import Requests
+from openmimo.rl.step import Learner
+from openmimo.rl.validation import Validation, validation_prompts
+from openmimo.rollout.driver import RolloutDriver
+from openmimo.rollout.engines import EngineSettings, open_engines, repeatable
 from openmimo.rollout.timeline import LatestTimelines
-from openmimo.rollout.validity import valid_by_passrate, valid_by_reward_std
 from openmimo.runs import Run, Stage
 from openmimo.tokenizer import Tokenizer
 from openmimo.trackers import Trackers
 from openmimo.training.checkpoint import Checkpoints
-from openmimo.training.loop import constant_with_warmup
 from openmimo.training.online_mtp import OnlineMTP
 from openmimo.training.optim import build_optimizer
 
 Variant = Literal["rl", "rl_zero"]
 START = {"rl": "sft", "rl_zero": "mtp_heads"}
 """The stage whose model a variant starts from."""
-
-HISTORY = 4
-"""Batches' worth of groups that the pass rates remember across steps."""
 
 
 def run(recipe: Recipe, run: Run, variant: Variant) -> None:
@@ -66,9 +51,8 @@ def run(recipe: Recipe, run: Run, variant: Variant) -> None:
     problems = load_problems(run.dir / "stages" / "difficulty" / "problems.jsonl", recipe.rl)
     model = load_model(run.dir / "stages" / START[variant] / "model", dtype=torch.float32)
     tokenizer = Tokenizer.load(run.dir / "stages" / "data" / "tokenizer")
-    compute = recipe.compute
-    places = (compute.trackers, compute.judge, compute.trace_steps)
-    if train(run, stage, recipe.rl, recipe.seed, model, tokenizer, problems, *places):
+    heldout = load_heldout(run, recipe.rl)
+    if train(run, stage, recipe, model, tokenizer, problems, heldout):
         stage.finish()
 
 
@@ -84,137 +68,65 @@ def load_problems(path: Path, config: RLConfig) -> list[dict[str, Any]]:
     return problems
 
 
+def load_heldout(run: Run, config: RLConfig) -> list[dict[str, Any]]:
+    """The problems of the evaluation, if there is any validation."""
+    if not config.validate_every:
+        return []
+    path = run.dir / "stages" / "data" / "problems" / "heldout.jsonl"
+    return [problem for _, problem in read_records(path, "id", "domain", "prompt")]
+
+
 def train(
     run: Run,
     stage: Stage,
-    config: RLConfig,
-    seed: int,
+    recipe: Recipe,
     model: MiMo,
     tokenizer: Tokenizer,
-    problems: list[dict[str, Any]],
-    trackers: Sequence[str] = (),
-    judge_at: str = LOCAL,
-    trace_steps: int = 0,
+    problems: Sequence[Mapping[str, Any]],
+    heldout: Sequence[Mapping[str, Any]] = (),
 ) -> bool:
     """Run all steps; the final model goes to `stage.dir/model`, the timelines of the latest
     `trace_steps` that this process made to `stage.dir/rollout_timeline.jsonl`.
+
+    Args:
+        problems: to train on. heldout: to validate on.
 
     Returns:
         False if it was interrupted (a checkpoint is on disk), True if it is finished.
 
     Raises:
-        UserError: `max_short_steps` steps in a row found too few valid groups, or a tracker is not
-            installed, or the judge does not start.
+        UserError: `max_short_steps` steps in a row found too few valid groups, or an engine, the
+            judge or a tracker cannot be had.
     """
+    config = recipe.rl
     for layer in model.mtp_layers:
         layer.requires_grad_(False)  # the recipe freezes MTP in RL
     optimizer = build_optimizer(model.named_parameters(), config.optimizer)
-    stream = PromptStream(len(problems), seed, config.easy_share)
-    checkpoints = Checkpoints(stage.dir / "checkpoints", run.world, saved=stage.save_clock)
-    state = checkpoints.load(model, optimizer)
-    if state is None:
-        state = {"step": 0, "short": 0}
-    rates, visits = PassRates(config.group_size), Visits()
-    if "stream" in state:
-        stream.load_state_dict(state["stream"])
-        rates = PassRates(**state["rates"])
-        visits.load_state_dict(state["visits"])
-    first, short = state["step"], state["short"]
-    timelines = LatestTimelines(stage.dir / "rollout_timeline.jsonl", trace_steps)
-
-    def checkpoint(step: int) -> None:
-        record = {
-            "stream": stream.state_dict(), "rates": asdict(rates), "visits": visits.state_dict(),
-            "short": short,
-        }  # fmt: skip
-        checkpoints.save(step, model, optimizer, record)
-
     prompt_ids = [tokenizer.chat_prompt(problem["prompt"]) for problem in problems]
-    longest, context = max(map(len, prompt_ids)), model.config.max_position_embeddings
-    if longest >= context:
-        raise UserError(f"a prompt has {longest} tokens and the model's context only {context}")
-    max_length = min(longest + config.max_new_tokens, context)
-    online = OnlineMTP(
-        model,
-        config.mtp_refresh_steps,
-        config.mtp_refresh_rate,
-        config.mtp_refresh_tokens,
-        config.tokens_per_microbatch,
-    )
-    engine = Engine(
-        model,
-        slots=config.slots,
-        max_length=max_length,
-        used_vocab=tokenizer.vocab_size,
-        drafts=config.drafts,
-        collect=online.collect if config.mtp_refresh_steps else None,
-    )
-    stop_ids = (tokenizer.eos_id, tokenizer.doc_end_id)
-
-    def request(prompt: Prompt, sample: int, request_id: RequestId) -> Request:
-        length = min(config.max_new_tokens, max_length - len(prompt.ids))
-        seed = prompt.sample_seeds[sample]
-        return Request(request_id, prompt.ids, length, seed=seed, stop_ids=stop_ids)
-
-    grading = Grading(config.reward, config.level_scores, config.cumulative)
-    seat = EngineSeat(engine, config.slots)
+    curriculum = Curriculum(problems, prompt_ids, config, recipe.seed)
+    checkpoints = Checkpoints(stage.dir / "checkpoints", run.world, saved=stage.save_clock)
+    state = checkpoints.load(model, optimizer) or {"step": 0}
+    if state["step"]:
+        curriculum.load_state_dict(state)
+    first = state["step"]
+    timelines = LatestTimelines(stage.dir / "rollout_timeline.jsonl", recipe.compute.trace_steps)
     with (
-        RewardPool(grading=grading, judge=JUDGE_LIMITS, judge_at=judge_at) as pool,
-        RolloutDriver([seat], pool, tokenizer.decode, request, config.reward_lag) as driver,
+        _learner(recipe, model, optimizer, tokenizer, curriculum, prompt_ids, heldout) as learner,
         MetricsWriter(stage.dir / "metrics.jsonl", resume_step=first) as metrics,
-        Trackers(trackers, run.dir, stage.dir, first) as tracked,
+        Trackers(recipe.compute.trackers, run.dir, stage.dir, first) as trackers,
         Progress(stage.dir.name, config.steps, start=first) as progress,
         checkpoints,
     ):
-        pool.start_judge()
-        for index in range(first, config.steps):
-            began = time.monotonic()
-            model.eval()
-            engine.update_weights(model)
-            draws: list[Draw] = []
-
-            def draw(draws: list[Draw] = draws) -> Prompt:
-                drawn = stream.draw()
-                draws.append(drawn)
-                seeds = [sample_seed(seed, drawn.number, n) for n in range(config.group_size)]
-                problem, ids = problems[drawn.prompt], prompt_ids[drawn.prompt]
-                return Prompt(problem, ids, seeds, visits.prospect(drawn.prompt))
-
-            before = engine.stats()
-            rollout = driver.collect(step_settings(config), draw, history=rates)
-            assert rollout is not None  # nothing interrupts it
-            stream.commit(rollout.done.all_passed)
-            visits.record([drawn.prompt for drawn in draws], rollout.groups)
-            rates = rollout.learn(rates).limited(HISTORY * config.prompts_per_step)
-            short = short + 1 if rollout.done.short else 0
-            if short >= config.max_short_steps:
-                raise UserError(
-                    f"{stage.dir.name}: {short} steps in a row found fewer than "
-                    f"{config.prompts_per_step} prompts that are neither solved nor failed by the "
-                    "whole group: the problems are too easy or too hard for this model"
-                )
-            rolled = time.monotonic()
-            model.train()
-            updates = update_all(model, optimizer, rollout, config, index, tokenizer.vocab_size)
-            _, mtp_losses = online.refresh()
-            values = step_metrics(rollout, draws, updates, config)
-            values |= draft_metrics(before, engine.stats(), mtp_losses)
-            values |= {
-                "easy_pool_size": stream.pool_size,
-                "epoch": stream.epoch,
-                "time_rollout": rolled - began,
-                "time_update": time.monotonic() - rolled,
-            }
-            metrics.log(index + 1, **values)
-            tracked.log(index + 1, values)
-            timelines.add(f"{stage.dir.name} step {index + 1}", rollout.timeline)
-            progress.step(
-                index + 1, reward=values["reward_mean"], passed=values["pass_rate"],
-                tokens=values["response_length"],
-            )  # fmt: skip
-            last = index + 1 == config.steps
-            if last or run.interrupt.requested or (index + 1) % config.checkpoint_every == 0:
-                checkpoint(index + 1)
+        for step in range(first + 1, config.steps + 1):
+            values, rollout = learner.step(step - 1)
+            metrics.log(step, **values)
+            trackers.log(step, values)
+            timelines.add(f"{stage.dir.name} step {step}", rollout.timeline)
+            shown = {"reward": "reward_mean", "passed": "pass_rate", "tokens": "response_length"}
+            progress.step(step, **{name: values[key] for name, key in shown.items()})
+            last = step == config.steps
+            if last or run.interrupt.requested or step % config.checkpoint_every == 0:
+                checkpoints.save(step, model, optimizer, curriculum.state_dict())
             if run.interrupt.requested and not last:
                 return False
     model.eval()
@@ -222,41 +134,55 @@ def train(
     return True
 
 
-def step_settings(config: RLConfig) -> StepSettings:
-    """The scheduler's view of the settings."""
-    validity: Callable[..., bool] = (
-        valid_by_passrate if config.validity == "passrate" else valid_by_reward_std
-    )
-    return StepSettings(
-        prompts_per_step=config.prompts_per_step,
-        group_size=config.group_size,
-        max_running_samples=config.slots,
-        max_prompts=config.max_prompts,
-        validity=validity,
-    )
-
-
-def update_all(
+@contextmanager
+def _learner(
+    recipe: Recipe,
     model: MiMo,
     optimizer: torch.optim.AdamW,
-    rollout: Rollout,
-    config: RLConfig,
-    index: int,
-    used_vocab: int,
-) -> list[dict[str, float]]:
-    """One update for every `prompts_per_update` prompts of the batch, in stream order."""
-    batch, size = rollout.batch, config.prompts_per_update
-    per_step = config.prompts_per_step // size
-    return [
-        grpo_update(
-            model,
-            optimizer,
-            batch[start : start + size],
-            config,
-            constant_with_warmup(
-                index * per_step + number, config.learning_rate, config.warmup_updates
-            ),
-            used_vocab,
+    tokenizer: Tokenizer,
+    curriculum: Curriculum,
+    prompt_ids: Sequence[Sequence[int]],
+    heldout: Sequence[Mapping[str, Any]],
+) -> Iterator[Learner]:
+    """The learner with its engines and rewards, while the context lasts."""
+    config, compute = recipe.rl, recipe.compute
+    validation = validation_prompts(heldout, tokenizer, config, recipe.seed)
+    context, vocab = model.config.max_position_embeddings, tokenizer.vocab_size
+    asked = [*prompt_ids, *(prompt.ids for prompt in validation)]
+    request = Requests(asked, tokenizer, config, context)
+    online = OnlineMTP(
+        model,
+        config.mtp_refresh_steps,
+        config.mtp_refresh_rate,
+        config.mtp_refresh_tokens,
+        config.tokens_per_microbatch,
+    )
+    collect = online.collect if config.mtp_refresh_steps else None
+    settings = EngineSettings(config.slots, request.max_length, vocab, config.drafts)
+    grading = Grading(config.reward, config.level_scores, config.cumulative)
+
+    def validate(index: int) -> Validation | None:
+        due = validation and (index + 1) % config.validate_every == 0
+        return Validation(validation, request, tokenizer.decode) if due else None
+
+    with (
+        open_engines(compute, settings, model, collect) as seats,
+        RewardPool(grading=grading, judge=JUDGE_LIMITS, judge_at=compute.judge) as pool,
+        RolloutDriver(seats, pool, tokenizer.decode, request, _lag(recipe)) as driver,
+    ):
+        pool.start_judge()
+        yield Learner(model, optimizer, config, curriculum, driver, online, validate, vocab)
+
+
+def _lag(recipe: Recipe) -> int | None:
+    """The driver's lag; none where engines have no common count of steps."""
+    if recipe.rl.reward_lag == "off":
+        return None
+    if not repeatable(recipe.compute):
+        print(
+            f"rl: rollouts come from {recipe.compute.rollouts}, so rl.reward_lag is off: the same "
+            "prompts are selected, but a step cannot be repeated to the last bit",
+            flush=True,
         )
-        for number, start in enumerate(range(0, len(batch), size))
-    ]
+        return None
+    return recipe.rl.reward_lag

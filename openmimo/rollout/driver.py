@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from openmimo.inference.protocol import Completion, InferenceEngine, Request, RequestId
+from openmimo.inference.protocol import Completion, InferenceEngine, Request, RequestId, Weights
 from openmimo.rewards.verdict import Verdict
 from openmimo.rollout.background import Background
 from openmimo.rollout.demand import PassRates
@@ -33,8 +33,10 @@ OnSample = Callable[[Prompt, int, Completion, Verdict], None]
 class EngineSeat:
     """An engine, and how many samples it is given at once.
 
-    restart: makes a new engine with the current weights when this one has died; it is called in a
-        thread, at most `driver.Patience.restarts` times a step. None: the others go on without it.
+    restart: makes a new engine when this one has died; it is called in a thread, at most
+        `driver.Patience.restarts` times a step. It may take longer than the step, which does not
+        wait for it. The engine then gets the weights of `RolloutDriver.update_weights`, if that was
+        called. None: the others go on without it.
     """
 
     engine: InferenceEngine
@@ -94,6 +96,7 @@ class RolloutDriver:
         self._rewards, self._decode, self._request = rewards, decode, request
         self._lag, self._patience = lag, patience
         self._runner = asyncio.Runner()
+        self._weights: Weights | None = None
         self._round = 0
 
     @property
@@ -105,6 +108,32 @@ class RolloutDriver:
     def engines(self) -> list[InferenceEngine]:
         """The engines as they are now: one that was restarted is another object."""
         return [worker.engine for worker in self._workers]
+
+    def update_weights(self, weights: Weights) -> None:
+        """Let all engines, at the same time, continue with other weights.
+
+        An engine that fails to is started again in the next step, if it can be. The weights must
+        not change while a step runs.
+
+        Raises:
+            Exception: of an engine that cannot be started again.
+        """
+        self._weights = weights
+        self._runner.run(self._update_all(weights))
+
+    async def _update_all(self, weights: Weights) -> None:
+        usable = [
+            (worker, seat)
+            for worker, seat in zip(self._workers, self._seats, strict=True)
+            if worker.broken is None
+        ]
+        updates = (worker.update_weights(weights) for worker, _ in usable)
+        outcomes = await asyncio.gather(*updates, return_exceptions=True)
+        for (worker, seat), outcome in zip(usable, outcomes, strict=True):
+            if isinstance(outcome, Exception) and seat.restart is not None:
+                worker.broken = outcome
+            elif isinstance(outcome, BaseException):
+                raise outcome
 
     def collect(
         self,
@@ -148,6 +177,7 @@ class RolloutDriver:
             on_sample=on_sample,
             interrupt=interrupt,
             background=background or Background(),
+            weights=self._weights,
             lag=self._lag,
             patience=self._patience,
         )

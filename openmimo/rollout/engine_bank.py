@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from openmimo.errors import UserError
-from openmimo.inference.protocol import Completion, InferenceEngine, Request
+from openmimo.inference.protocol import Completion, InferenceEngine, Request, Weights
 from openmimo.rollout.engine_worker import EngineWorker
 from openmimo.rollout.placement import Placement
 from openmimo.rollout.watchdog import dump_stacks
+
+_log = logging.getLogger(__name__)
 
 Restart = Callable[[], InferenceEngine] | None
 
@@ -52,6 +55,7 @@ class EngineBank:
         restarts: one for each, see `driver.EngineSeat`.
         placement: chooses the engine of a request.
         most_restarts: of one engine.
+        weights: what an engine that was started again gets; None: it has the right ones.
     """
 
     def __init__(
@@ -61,14 +65,20 @@ class EngineBank:
         placement: Placement,
         most_restarts: int,
         listener: Listener,
+        weights: Weights | None,
     ) -> None:
         self._workers, self._restarts, self._placement = workers, restarts, placement
         self._most_restarts, self._listener = most_restarts, listener
+        self._weights = weights
         self._held: dict[str, _Held] = {}
         self._restarted = [0] * len(workers)
         self._alive = [True] * len(workers)  # or coming back
+        self._coming: set[int] = set()  # engines that are being made
         self._closing = False
         self._pumps: list[asyncio.Task[None]] = []
+        for number, worker in enumerate(workers):
+            if worker.broken is not None:
+                placement.down(number)
 
     def start(self) -> None:
         """Begin to work, on the running event loop."""
@@ -95,7 +105,7 @@ class EngineBank:
                 self._release(each)
 
     async def close(self, seconds: float) -> None:
-        """End all requests and wait for the engines to be empty.
+        """End all requests and wait for the engines to be empty, but not for those being made.
 
         Raises:
             UserError: an engine does not stop within so many seconds.
@@ -104,6 +114,8 @@ class EngineBank:
         for worker in self._workers:
             worker.abort(list(worker.in_flight))
             worker.wake()
+        for number in self._coming:
+            self._pumps[number].cancel()
         _, late = await asyncio.wait(self._pumps, timeout=seconds)
         if late:
             dump_stacks()
@@ -122,12 +134,16 @@ class EngineBank:
 
     async def _pump(self, number: int) -> None:
         """Keep an engine going until the step is over and the engine is empty."""
+        worker = self._workers[number]
         while True:
+            if worker.broken is not None and not await self._revive(number):
+                return
             try:
-                await self._work(self._workers[number])
+                await self._work(worker)
                 return
             except Exception as error:
-                if self._closing or not await self._revive(number, error):
+                self._lose(number, error)
+                if self._closing:
                     return
 
     async def _work(self, worker: EngineWorker) -> None:
@@ -147,29 +163,42 @@ class EngineBank:
                 self._listener.failed(error)
                 return
 
-    async def _revive(self, number: int, error: Exception) -> bool:
-        """An engine raised: its requests are lost; it is started again if it may be."""
-        worker, restart = self._workers[number], self._restarts[number]
-        again = restart is not None and self._restarted[number] < self._most_restarts
-        self._alive[number] = again
-        if not any(self._alive):
-            failure = UserError(f"rollout: {worker.name} died, and none is left: {error}")
-            failure.__cause__ = error
-            self._listener.failed(failure)
-            return False
-        self._placement.down(number)
+    def _lose(self, number: int, error: Exception) -> None:
+        """An engine raised: what it had is lost."""
+        worker = self._workers[number]
+        worker.broken = error
         worker.forget()
+        self._placement.down(number)
         lost = [each for each, held in self._held.items() if held.engine == number]
         for each in lost:
             self._release(each)
-        self._listener.lost(lost)
-        if restart is None or not again:
-            return False
-        self._restarted[number] += 1
-        try:
-            worker.engine = await asyncio.to_thread(restart)
-        except Exception as problem:
-            return await self._revive(number, problem)
-        self._placement.up(number)
-        self._listener.room()
-        return True
+        if not self._closing:
+            _log.warning("%s has died: %s", worker.name, error)
+            self._listener.lost(lost)
+
+    async def _revive(self, number: int) -> bool:
+        """Start a dead engine again; False if it stays dead in this step."""
+        worker, restart = self._workers[number], self._restarts[number]
+        while restart is not None and self._restarted[number] < self._most_restarts:
+            self._restarted[number] += 1
+            try:
+                self._coming.add(number)
+                await worker.replace(restart)
+                self._coming.discard(number)
+                if self._weights is not None:
+                    await worker.update_weights(self._weights)
+            except Exception as error:
+                self._coming.discard(number)
+                worker.broken = error
+                continue
+            worker.broken = None
+            self._placement.up(number)
+            self._listener.room()
+            return True
+        self._alive[number] = False
+        if not any(self._alive):
+            why = worker.broken
+            failure = UserError(f"rollout: {worker.name} died, and none is left: {why}")
+            failure.__cause__ = why
+            self._listener.failed(failure)
+        return False

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from openmimo.inference.protocol import Completion, InferenceEngine, Request, RequestId
+from openmimo.inference.protocol import Completion, InferenceEngine, Request, RequestId, Weights
 
 MOST_STEPS = 32
 """Decode steps after which the loop hears of an engine in any case: aborts wait no longer."""
@@ -31,8 +31,12 @@ class EngineWorker:
     """
 
     def __init__(self, engine: InferenceEngine, name: str, slots: int) -> None:
-        """slots: samples that the engine is given at once."""
+        """slots: samples that the engine is given at once.
+
+        broken: why the engine is of no use any more; None while it is.
+        """
         self.engine, self.name, self.slots = engine, name, slots
+        self.broken: Exception | None = None
         self.in_flight: set[RequestId] = set()
         self.steps = 0
         self._submitted: list[Request] = []
@@ -40,6 +44,7 @@ class EngineWorker:
         self._commands = threading.Event()
         self._news = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._replacement: Future[None] | None = None
 
     def submit(self, request: Request) -> None:
         """Queue a request, first in first out."""
@@ -96,9 +101,31 @@ class EngineWorker:
         self.in_flight.difference_update(c.request_id for c in wanted)
         return Advance(advance.steps, wanted)
 
+    async def update_weights(self, weights: Weights) -> None:
+        """Raises what the engine raises."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._thread, self.engine.update_weights, weights)
+
+    async def replace(self, make: Callable[[], InferenceEngine]) -> None:
+        """Have another engine made.
+
+        If the wait is cancelled it is made all the same, and the next call waits for that one.
+        Raises what `make` raises.
+        """
+        if self._replacement is None:
+            self._replacement = self._thread.submit(self._take, make)
+        try:
+            await asyncio.shield(asyncio.wrap_future(self._replacement))
+        finally:
+            if self._replacement.done():
+                self._replacement = None
+
     def close(self) -> None:
         """Let the thread go; one that hangs is left behind."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _take(self, make: Callable[[], InferenceEngine]) -> None:
+        self.engine = make()
 
     def _run(
         self, submitted: list[Request], aborted: list[RequestId], most: int, busy: bool

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from openmimo.errors import UserError
-from openmimo.inference.protocol import Completion, Request, RequestId
+from openmimo.inference.protocol import Completion, Request, RequestId, Weights
 from openmimo.rewards.verdict import Verdict, failed
 from openmimo.rollout.background import Background
 from openmimo.rollout.demand import PassRates, Prospect
@@ -65,6 +65,7 @@ class RunningStep:
     on_sample: OnSample | None
     interrupt: Interrupt | None
     background: Background
+    weights: Weights | None
     lag: int | None
     patience: Patience
 
@@ -74,7 +75,7 @@ class RunningStep:
         self._scheduler = StepScheduler(self.settings, self.policy, self.history, self._draw)
         placement = PLACEMENTS[self.policy.places]([worker.slots for worker in self.workers])
         self._bank = EngineBank(
-            self.workers, self.restarts, placement, self.patience.restarts, self
+            self.workers, self.restarts, placement, self.patience.restarts, self, self.weights
         )
         self._waiting: deque[Start] = deque()  # the engine that had room for them is gone
         self._generating: set[Key] = set()
