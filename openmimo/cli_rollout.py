@@ -41,15 +41,18 @@ def add_rollout_verb(verbs: Any) -> None:
     add("--policies", metavar="NAME,...", help="only these, and naive (default: all)")
     add("--seeds", type=int, default=3, metavar="N", help="steps of each policy (default: 3)")
     add("--workers", type=int, default=2, metavar="N", help="processes (default: 2)")
+    text = "write what each worker did in the first step, by policy, for the trace view"
+    add("--timeline", type=Path, metavar="FILE", help=text)
     add("--json", metavar="FILE", help="write the figures there, - for standard output")
     verb.set_defaults(handler=rollout_bench)
 
 
 def rollout_bench(options: argparse.Namespace) -> None:
     """`mimo rollout-bench`: the tables, and with --json the figures of Table 2."""
-    from openmimo.rollout.simulator.bench import replayed, simulated, summary
+    from openmimo.rollout.simulator.bench import replayed, simulated, summary, timelines
     from openmimo.rollout.simulator.settings import SETTINGS as KNOWN
     from openmimo.rollout.simulator.trace import read_trace
+    from openmimo.rollout.timeline import write_timelines
 
     for name in ("engines", "seeds", "workers"):
         value = getattr(options, name)
@@ -59,11 +62,14 @@ def rollout_bench(options: argparse.Namespace) -> None:
     if options.engines:
         setting = setting.on(options.engines)
     names = _names(options.policies)
-    if options.trace:
-        traces = read_trace(options.trace)
+    traces = read_trace(options.trace) if options.trace else []
+    if traces:
         training, validation = replayed(setting, names, traces, options.workers)
     else:
         training, validation = simulated(setting, names, options.seeds, options.workers)
+    if options.timeline:
+        first = traces[0] if traces else None
+        write_timelines(options.timeline, timelines(setting, names, first))
     if options.json:
         _write(options.json, summary(training))
     if options.json != "-":
