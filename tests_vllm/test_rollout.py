@@ -27,7 +27,7 @@ from openmimo.rollout.validation import answer_all
 from .conftest import Export, Native
 from .servers import KEY, free_port, serve
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1500)
 
 LENGTH, SLOTS = 256, 8
 
@@ -144,6 +144,10 @@ def test_what_a_dead_engine_had_is_done_by_the_other(
         long = EngineSettings(SLOTS, LENGTH + 1, native.tokenizer.vocab_size)
         with pytest.raises(UserError, match=f"takes {LENGTH} tokens, .*--max-model-len"):
             open_engines(compute, long, native.model).__enter__()
+        stretched = MiMo(native.model.config)
+        stretched.rope_base *= 2
+        with pytest.raises(UserError, match="RoPE base is .*, not that of vLLM's folder"):
+            open_engines(compute, settings, stretched).__enter__()
         with (
             open_engines(compute, settings, native.model) as (remote,),
             open_driver([remote, EngineSeat(here, SLOTS)], native) as driver,

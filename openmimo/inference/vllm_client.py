@@ -11,11 +11,9 @@ import asyncio
 import concurrent.futures
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn, Self, TypeVar
-
-from torch import Tensor
 
 from openmimo.config.schema import ModelConfig
 from openmimo.errors import UserError
@@ -26,6 +24,7 @@ from openmimo.inference.protocol import (
     Request,
     RequestId,
     Tokens,
+    Weights,
 )
 from openmimo.inference.shared_weights import Named, published_weights, write_chunks
 from openmimo.inference.vllm_common import (
@@ -36,7 +35,6 @@ from openmimo.inference.vllm_common import (
     make_tokens,
 )
 from openmimo.model.layout import EMBEDDING, HEAD, MTP
-from openmimo.model.mimo import MiMo
 
 Result = TypeVar("Result")
 
@@ -229,7 +227,11 @@ class VllmClient(ABC):
                 flight.task.cancel()
         return completions
 
-    def update_weights(self, weights: MiMo | Mapping[str, Tensor]) -> None:
+    def check_weights(self, weights: Weights) -> None:
+        """Raise UserError if `update_weights` would, as they do not fit."""
+        published_weights(weights, self._config)
+
+    def update_weights(self, weights: Weights) -> None:
         """Continue with other weights; nothing goes through files.
 
         vLLM pauses, takes the model's tensors and those of its drafter (the MTP layer, embedding

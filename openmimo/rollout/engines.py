@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -87,8 +88,13 @@ def open_engines(
         if compute.rollouts == "ray":
             places = _ray_places(compute, settings, model, stack)
         else:
-            places = _server_places(compute.rollouts.split(","), settings, stack)
-        yield [EngineSeat(place.start(), settings.slots, place.restart) for place in places]
+            places = _server_places(compute.rollouts.split(","), settings, model, stack)
+        with ThreadPoolExecutor(len(places)) as threads:  # each takes a while
+            engines = list(threads.map(_Place.start, places))
+        yield [
+            EngineSeat(engine, settings.slots, place.restart)
+            for engine, place in zip(engines, places, strict=True)
+        ]
 
 
 def repeatable(compute: ComputeConfig) -> bool:
@@ -187,7 +193,9 @@ def _ray_places(
     return [_Place(make, stack) for _ in range(compute.ray_engines)]
 
 
-def _server_places(urls: Sequence[str], settings: EngineSettings, stack: ExitStack) -> list[_Place]:
+def _server_places(
+    urls: Sequence[str], settings: EngineSettings, model: MiMo, stack: ExitStack
+) -> list[_Place]:
     from openmimo.inference.vllm_remote import RemoteVllm
 
     def connect(url: str) -> RemoteVllm:
@@ -197,13 +205,17 @@ def _server_places(urls: Sequence[str], settings: EngineSettings, stack: ExitSta
             api_key=os.environ.get(KEY_VARIABLE),
             used_vocab=settings.used_vocab,
         )
-        if engine.max_length < settings.max_length:
-            takes, needed = engine.max_length, settings.max_length
+        try:
+            engine.check_weights(model)
+            if engine.max_length < settings.max_length:
+                needed = settings.max_length
+                raise UserError(
+                    f"the vLLM server {url} takes {engine.max_length} tokens, but prompt and "
+                    f"answer may have {needed}: start it with --max-model-len {needed}"
+                )
+        except BaseException:
             engine.close()
-            raise UserError(
-                f"the vLLM server {url} takes {takes} tokens, but prompt and answer may have "
-                f"{needed}: start it with --max-model-len {needed}"
-            )
+            raise
         return engine
 
     return [_Place(partial(connect, url.strip()), stack) for url in urls]
