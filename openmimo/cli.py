@@ -77,6 +77,8 @@ STAGES = {
             "rl.levels",
             "rl.level_clustering",
             "rl.level_samples",
+            "rl.test_seconds",
+            "rl.test_memory_mb",
             "rl.max_new_tokens",
             "compute.judge",
         ),
@@ -99,7 +101,7 @@ STAGES = {
     "eval": StageVerb(
         "score the four variants",
         "openmimo.evals.run",
-        ("eval", "compute.judge"),
+        ("eval", "rl.test_seconds", "rl.test_memory_mb", "compute.judge"),
         after=("rl-zero", "rl"),
     ),
     "release": StageVerb(

@@ -11,7 +11,7 @@ from openmimo.model.mimo import MiMo
 from openmimo.progress import Progress
 from openmimo.rewards.pool import RewardPool
 from openmimo.rewards.verdict import Verdict
-from openmimo.rollout.driver import EngineSeat, RolloutDriver
+from openmimo.rollout.driver import EngineSeat, Patience, RolloutDriver
 from openmimo.rollout.records import Prompt
 from openmimo.rollout.validation import answer_all
 from openmimo.runs import Interrupt
@@ -60,11 +60,11 @@ def sample_missing(
         assert isinstance(prompt, _Question)
         return replace(requests[prompt.key], id=request_id)
 
+    seat = EngineSeat(engine, engine.stats().slots)
+    patience = Patience.beyond(pool.longest(exam.problems.values()))
     with (
         Progress(name, len(keys), start=len(file.samples), every=every) as progress,
-        RolloutDriver(
-            [EngineSeat(engine, engine.stats().slots)], pool, exam.tokenizer.decode, request_of
-        ) as driver,
+        RolloutDriver([seat], pool, exam.tokenizer.decode, request_of, patience=patience) as driver,
     ):
 
         def save(prompt: Prompt, _: int, completion: Completion, verdict: Verdict) -> None:

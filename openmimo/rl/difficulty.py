@@ -20,11 +20,12 @@ from openmimo.inference.engine import Engine
 from openmimo.inference.protocol import Request, RequestId
 from openmimo.inference.sampling import sample_seed
 from openmimo.model.checkpoint import load_model
+from openmimo.rewards.code import program_limits
 from openmimo.rewards.difficulty import choose_levels, cluster_levels, pass_rates
 from openmimo.rewards.grading import ALL_TESTS
-from openmimo.rewards.pool import JUDGE_LIMITS, RewardPool
+from openmimo.rewards.pool import RewardPool
 from openmimo.rl.problems import fingerprint, fitting, read_problems
-from openmimo.rollout.driver import EngineSeat, RolloutDriver
+from openmimo.rollout.driver import EngineSeat, Patience, RolloutDriver
 from openmimo.rollout.records import Prompt
 from openmimo.rollout.validation import answer_all
 from openmimo.runs import Run
@@ -45,6 +46,8 @@ def run(recipe: Recipe, run: Run) -> None:
         "levels": recipe.rl.levels,
         "clustering": recipe.rl.level_clustering,
         "samples": recipe.rl.level_samples,
+        "test_seconds": recipe.rl.test_seconds,
+        "test_memory_mb": recipe.rl.test_memory_mb,
         "max_new_tokens": recipe.rl.max_new_tokens,
         "max_prompt_tokens": recipe.rl.max_prompt_tokens,
         "problems": problems_from,
@@ -128,15 +131,14 @@ def _solve(
         )
         for problem, ids in zip(problems, ids_of, strict=True)
     ]
-    with (
-        RewardPool(
-            grading=ALL_TESTS, judge=JUDGE_LIMITS, every_test=True, judge_at=recipe.compute.judge
-        ) as pool,
-        RolloutDriver(
-            [EngineSeat(engine, config.slots)], pool, tokenizer.decode, request
-        ) as driver,
-    ):
-        rollout = answer_all(driver, prompts, interrupt=run.interrupt) if prompts else None
+    seat = EngineSeat(engine, config.slots)
+    limits = program_limits(config.test_seconds, config.test_memory_mb)
+    with RewardPool(
+        grading=ALL_TESTS, judge=limits, every_test=True, judge_at=recipe.compute.judge
+    ) as pool:
+        patience = Patience.beyond(pool.longest(problems))
+        with RolloutDriver([seat], pool, tokenizer.decode, request, patience=patience) as driver:
+            rollout = answer_all(driver, prompts, interrupt=run.interrupt) if prompts else None
     run.interrupt.check()
     for group in rollout.groups if rollout else []:
         for verdict in group.results:

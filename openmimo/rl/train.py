@@ -25,15 +25,16 @@ from openmimo.metrics import MetricsWriter
 from openmimo.model.checkpoint import load_model, save_model
 from openmimo.model.mimo import MiMo
 from openmimo.progress import Progress
+from openmimo.rewards.code import program_limits
 from openmimo.rewards.grading import Grading
-from openmimo.rewards.pool import JUDGE_LIMITS, RewardPool
+from openmimo.rewards.pool import RewardPool
 from openmimo.rl.metrics import draft_metrics, step_metrics
 from openmimo.rl.problems import check_unchanged
 from openmimo.rl.stream import Draw, PromptStream
 from openmimo.rl.update import grpo_update
 from openmimo.rl.visits import Visits
 from openmimo.rollout.demand import PassRates
-from openmimo.rollout.driver import EngineSeat, RolloutDriver
+from openmimo.rollout.driver import EngineSeat, Patience, RolloutDriver
 from openmimo.rollout.records import Prompt, Rollout
 from openmimo.rollout.scheduler import StepSettings
 from openmimo.rollout.validity import valid_by_passrate, valid_by_reward_std
@@ -153,9 +154,17 @@ def train(
 
     grading = Grading(config.reward, config.level_scores, config.cumulative)
     seat = EngineSeat(engine, config.slots)
+    limits = program_limits(config.test_seconds, config.test_memory_mb)
     with (
-        RewardPool(grading=grading, judge=JUDGE_LIMITS, judge_at=judge_at) as pool,
-        RolloutDriver([seat], pool, tokenizer.decode, request, config.reward_lag) as driver,
+        RewardPool(grading=grading, judge=limits, judge_at=judge_at) as pool,
+        RolloutDriver(
+            [seat],
+            pool,
+            tokenizer.decode,
+            request,
+            config.reward_lag,
+            Patience.beyond(pool.longest(problems)),
+        ) as driver,
         MetricsWriter(stage.dir / "metrics.jsonl", resume_step=first) as metrics,
         Trackers(trackers, run.dir, stage.dir, first) as tracked,
         Progress(stage.dir.name, config.steps, start=first) as progress,

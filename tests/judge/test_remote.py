@@ -315,9 +315,8 @@ def test_the_reward_pool_judges_there(service):
                "tests": [{"args": [i], "expected": i * i} for i in range(4)]}  # fmt: skip
     with RewardPool(grading=Grading("soft"), judge_at=service.url) as pool:
         before = service.metric('requests_total{outcome="completed"}')
-        pool.submit("half", problem, "```python\ndef f(x): return x\n```")
-        [(key, result)] = pool.wait(60)
-    assert (key, result.score) == ("half", 0.5)
+        result = pool.score(problem, "```python\ndef f(x): return x\n```").result(60)
+    assert result.score == 0.5
     assert service.metric('requests_total{outcome="completed"}') == before + 1
 
 
