@@ -113,8 +113,16 @@ class AssertTest:
 Test = StdioTest | CallTest | AssertTest
 
 
-def check_solution(program: Program, tests: Sequence[Test], order: Sequence[int]) -> None:
-    """UserError for what no judge takes: see `Judge.submit`."""
+def check_solution(
+    program: Program | str, tests: Sequence[Test], order: Sequence[int] | None
+) -> tuple[Program, tuple[Test, ...], tuple[int, ...]]:
+    """The arguments of `Judge.submit` in full, as what does not change.
+
+    Raises UserError for what no judge takes.
+    """
+    program = Program(program) if isinstance(program, str) else program
+    tests = tuple(tests)
+    order = tuple(range(len(tests)) if order is None else order)
     if not tests:
         raise UserError("judge: a program without tests says nothing")
     if sorted(order) != list(range(len(tests))):
@@ -127,6 +135,7 @@ def check_solution(program: Program, tests: Sequence[Test], order: Sequence[int]
                 json.dumps([list(test.args), test.expected])
             except (TypeError, ValueError, RecursionError) as error:
                 raise UserError(f"a test holds what is not a JSON value: {error}") from error
+    return program, tests, order
 
 
 def content_key(*parts: object) -> bytes:

@@ -254,9 +254,7 @@ def parse_batch(body: bytes) -> list[Solution]:
 
 
 def _solution(form: _SolutionForm, tests: tuple[Test, ...], limits: Limits) -> Solution:
-    order = tuple(range(len(tests)) if form.order is None else form.order)
-    program = form.program.build()
-    check_solution(program, tests, order)
+    program, tests, order = check_solution(form.program.build(), tests, form.order)
     return Solution(form.id, program, tests, limits, order, form.stop_at_failure)
 
 
