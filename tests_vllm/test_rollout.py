@@ -146,7 +146,7 @@ def test_what_a_dead_engine_had_is_done_by_the_other(
             open_engines(compute, long, native.model).__enter__()
         stretched = MiMo(native.model.config)
         stretched.rope_base *= 2
-        with pytest.raises(UserError, match="RoPE base is .*, not that of vLLM's folder"):
+        with pytest.raises(UserError, match=r"RoPE base is .*, not that of vLLM's folder"):
             open_engines(compute, settings, stretched).__enter__()
         with (
             open_engines(compute, settings, native.model) as (remote,),
