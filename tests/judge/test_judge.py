@@ -114,6 +114,6 @@ def test_each_solution_has_its_own_limits(judge):
     program = "def f(): return len(bytearray(400 << 20))"
     test = [CallTest("f", [], 400 << 20)]
     for megabytes, status in ((600, Status.OK), (300, Status.MEMORY), (600, Status.OK)):
-        (verdict,) = judge.run(program, test, Limits(memory_mb=megabytes, cpu_seconds=5.0))
+        (verdict,) = judge.run(program, test, Limits(5.0, 60.0, memory_mb=megabytes))
         assert verdict.status is status, megabytes
         program += " "  # another one, or the verdict would be remembered
