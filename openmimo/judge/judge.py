@@ -5,6 +5,7 @@ import itertools
 import math
 import queue
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ class Judge:
         self._intake = Intake(cache_size)
         self._lock = threading.Lock()  # of _closed and _workers, once threads run
         self._numbers = itertools.count()
-        # The most expensive one first; None tells a thread to end.
+        # By when it should begin, see `submit`; None tells a thread to end.
         self._jobs: queue.PriorityQueue[tuple[float, int, Job | None]] = queue.PriorityQueue()
         self._closed = False
         self._restarts = 0
@@ -126,7 +127,9 @@ class Judge:
             return job
         with self._lock:
             if not self._closed:
-                self._jobs.put((-job.cost, next(self._numbers), job))
+                # The most expensive first, but none for ever: it overtakes what came at most as
+                # many seconds before it as it is expected to take.
+                self._jobs.put((time.monotonic() - job.cost, next(self._numbers), job))
                 return job.future
         # Closed on the way, after `close` has emptied the queue.
         self._intake.leave(job, job.failed(CLOSED, self._unsafe))

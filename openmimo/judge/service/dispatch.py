@@ -157,7 +157,8 @@ class Dispatcher:
                     self._settle(left, *news)
             if left:
                 raise LostError("its reply ended early", accepted=True)
-        except BusyError as error:
+        except BusyError as error:  # full of others' work, so it lives
+            self._sign = time.monotonic()
             host.rest(str(error), error.seconds)
         except RefusedError as error:
             self._refused(left, f"{host.url}: {error}")
