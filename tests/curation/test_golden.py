@@ -99,12 +99,24 @@ def golden(value: int):
     return code(f"Write f{value}.", f"f = {value}", f"assert f == {value}")
 
 
-def test_what_the_journal_knows_does_not_run_again(journal, monkeypatch):
+@pytest.fixture
+def runs(monkeypatch):
+    """The programs that are judged, without the comment that tells their runs apart."""
+    programs = []
+    submit = Judge.submit
+
+    def spy(judge, program, *rest):
+        programs.append(program.split("\n")[0])
+        return submit(judge, program, *rest)
+
+    monkeypatch.setattr(Judge, "submit", spy)
+    return programs
+
+
+def test_what_the_journal_knows_does_not_run_again(journal, runs):
     rows = [golden(1), code("Write g.", "g = 1", "assert g == 2"), math("What is 1?", "1")]
     first = check(numbered(*rows), journal)
-    runs = []
-    submit = Judge.submit
-    monkeypatch.setattr(Judge, "submit", lambda *args: runs.append(args[1]) or submit(*args))
+    runs.clear()
     assert check(numbered(*rows), journal) == first
     assert not runs
     # In another order, with one new solution, and one that has a new test.
@@ -115,13 +127,11 @@ def test_what_the_journal_knows_does_not_run_again(journal, monkeypatch):
     assert [drop.reason for drop in found[1]] == ["golden solution fails"]
 
 
-def test_a_torn_line_costs_one_solution(journal, monkeypatch):
+def test_a_torn_line_costs_one_solution(journal, runs):
     rows = numbered(*map(golden, range(4)))
     first = check(rows, journal)
     journal.write_bytes(journal.read_bytes()[:-9])
-    runs = []
-    submit = Judge.submit
-    monkeypatch.setattr(Judge, "submit", lambda *args: runs.append(args[1]) or submit(*args))
+    runs.clear()
     assert check(rows, journal) == first
     assert runs == ["f = 3", "f = 3"]
     assert len(list(read_records(journal, "key"))) == 4
@@ -141,8 +151,8 @@ def test_verdicts_are_written_while_others_are_out(journal):
 
 
 class Failing(Judge):
-    """A judge that loses its fork servers the first `deaths` times, as on a machine without memory,
-    and gets no new ones then."""
+    """A judge that loses its fork servers and gets no new one for `deaths` attempts, as on a
+    machine without memory."""
 
     deaths = 0
     walls: list[float] = []
@@ -155,19 +165,19 @@ class Failing(Judge):
                     os.kill(worker.pid, signal.SIGKILL)
         return super().submit(program, tests, limits, **options)
 
-    def _replace(self, slot):
+    def _replace(self, slot, *attempts):
         if Failing.deaths:
             Failing.deaths -= 1
             raise OSError("no process for the program")
-        super()._replace(slot)
+        super()._replace(slot, *attempts)
 
 
-@pytest.mark.parametrize(("deaths", "undecided"), [(1, False), (99, True)])
+@pytest.mark.parametrize(("deaths", "undecided"), [(5, False), (99, True)])
 def test_a_fault_of_the_judge_is_none_of_the_solution(
     deaths, undecided, journal: Path, monkeypatch
 ):
     """It runs once more with twice the time; then it is left to the next run, and counted."""
-    monkeypatch.setattr("openmimo.curation.golden.Judge", Failing)
+    monkeypatch.setattr("openmimo.curation.golden.open_judge", lambda _, workers: Failing(workers))
     monkeypatch.setattr("openmimo.curation.golden.RUNS", 1)
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     Failing.deaths, Failing.walls = deaths, []
