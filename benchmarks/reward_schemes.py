@@ -28,8 +28,9 @@ from openmimo.evals.results import score_variant
 from openmimo.evals.samples import SampleFile
 from openmimo.evals.sampling import sample_missing
 from openmimo.model.checkpoint import load_model
+from openmimo.rewards.code import program_limits
 from openmimo.rewards.grading import ALL_TESTS
-from openmimo.rewards.pool import JUDGE_LIMITS, RewardPool
+from openmimo.rewards.pool import RewardPool
 from openmimo.rl.train import load_problems, train
 from openmimo.runs import Run
 from openmimo.tokenizer import Tokenizer
@@ -50,7 +51,7 @@ def score(run: Run, name: str, folder: Path, exam: Exam) -> float:
     """pass@1 of the model in `folder`."""
     model = load_model(folder, dtype=torch.float32)
     with (
-        RewardPool(grading=ALL_TESTS, judge=JUDGE_LIMITS) as pool,
+        RewardPool(grading=ALL_TESTS, judge=program_limits()) as pool,
         SampleFile(run.dir / f"{name}.jsonl", exam.sample_keys()) as file,
     ):
         sample_missing(name, model, exam, file, pool, run.interrupt)

@@ -82,6 +82,8 @@ STAGES = {
             "rl.levels",
             "rl.level_clustering",
             "rl.level_samples",
+            "rl.test_seconds",
+            "rl.test_memory_mb",
             "rl.max_new_tokens",
             "compute.judge",
             *_ROLLOUTS,
@@ -105,7 +107,7 @@ STAGES = {
     "eval": StageVerb(
         "score the four variants",
         "openmimo.evals.run",
-        ("eval", "compute.judge", *_ROLLOUTS),
+        ("eval", "rl.test_seconds", "rl.test_memory_mb", "compute.judge", *_ROLLOUTS),
         after=("rl-zero", "rl"),
     ),
     "release": StageVerb(

@@ -32,7 +32,7 @@ def add_curate_verb(verbs: Any) -> None:
     text = "columns of sources without a format: prompt=question,answer=label"
     add("--fields", metavar="NAME=COLUMN,...", type=fields, default={}, help=text)
     text = "share of 5-grams that makes two problems duplicates (default: 0.8)"
-    add("--similarity", type=float, default=0.8, help=text)
+    add("--similarity", type=share, default=0.8, help=text)
     text = "words shared with an evaluation item that give a problem away (default: 16)"
     add("--ngram", type=positive, default=16, help=text)
     text = "a function on a list of questions: the reason to drop, or None, for each"
@@ -117,6 +117,14 @@ def positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return int(text)
+
+
+def share(text: str) -> float:
+    """A number above 0, at most 1."""
+    number = positive_number(text)
+    if number > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than 1")
+    return number
 
 
 def positive_number(text: str) -> float:

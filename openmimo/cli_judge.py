@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openmimo.errors import UserError
+from openmimo.errors import UserError, printable
 
 if TYPE_CHECKING:
     from openmimo.judge import Limits, Rule, Verdict
@@ -142,12 +142,17 @@ def _print(suite: Package, verdicts: list[Verdict]) -> None:
     for name, verdict in zip(suite.test_names, verdicts, strict=True):
         mark = "UNSAFE " if verdict.unsafe else ""
         line = f"{mark}{name}: {verdict.status}, {verdict.cpu_seconds:.3f} s"
-        print(f"{line}; {verdict.detail}" if verdict.detail else line)
+        print(f"{line}; {_harmless(verdict.detail)}" if verdict.detail else line)
     passed = [verdict.status == "ok" for verdict in verdicts]
     for group in suite.groups:
         earned = group.score if all(passed[test] for test in group.tests) else 0
         print(f"{suite.name}, {group.name}: {earned:g} of {group.score:g} points")
     print(f"{suite.name}: {sum(passed)} of {len(passed)} tests")
+
+
+def _harmless(detail: str) -> str:
+    """What a program said, unable to move the cursor or to look like a line of ours."""
+    return "\n    ".join(map(printable, detail.split("\n")))
 
 
 def _write(file: str, suites: list[Package], results: list[list[Verdict]]) -> None:
@@ -165,4 +170,7 @@ def _write(file: str, suites: list[Package], results: list[list[Verdict]]) -> No
     if file == "-":
         print(text)
     else:
-        Path(file).write_text(text + "\n")
+        try:
+            Path(file).write_text(text + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write the verdicts to {file}: {error}") from error

@@ -49,15 +49,18 @@ def add_rollout_verb(verbs: Any) -> None:
         "--steps", type=int, default=5, help="of --real, each by all policies in turns (default: 5)"
     )
     add("--record", type=Path, metavar="FILE", help="of --real: write naive's steps as a trace")
+    text = "write what each worker did in the first step, by policy, for the trace view"
+    add("--timeline", type=Path, metavar="FILE", help=text)
     add("--json", metavar="FILE", help="write the figures there, - for standard output")
     verb.set_defaults(handler=rollout_bench)
 
 
 def rollout_bench(options: argparse.Namespace) -> None:
     """`mimo rollout-bench`: the tables, and with --json the figures of Table 2."""
-    from openmimo.rollout.simulator.bench import replayed, simulated, summary
+    from openmimo.rollout.simulator.bench import replayed, simulated, summary, timelines
     from openmimo.rollout.simulator.settings import SETTINGS as KNOWN
     from openmimo.rollout.simulator.trace import read_trace
+    from openmimo.rollout.timeline import write_timelines
 
     _check_real(options)
     for name in ("engines", "seeds", "workers", "steps"):
@@ -68,11 +71,14 @@ def rollout_bench(options: argparse.Namespace) -> None:
     if options.engines:
         setting = setting.on(options.engines)
     names = _names(options.policies)
-    if options.trace:
-        traces = read_trace(options.trace)
+    traces = read_trace(options.trace) if options.trace else []
+    if traces:
         training, validation = replayed(setting, names, traces, options.workers)
     else:
         training, validation = simulated(setting, names, options.seeds, options.workers)
+    if options.timeline:
+        first = traces[0] if traces else None
+        write_timelines(options.timeline, timelines(setting, names, first))
     if options.json != "-":
         _print(options, setting, training, validation)
     real = _measure_real(options) if options.real else None

@@ -141,7 +141,8 @@ class Crew:
                 self.lose(place.actor, "its node is gone")
         for node in alive.keys() - self._places.keys():
             on = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-            here = {"num_cpus": alive[node], "scheduling_strategy": on(node, soft=False)}
+            # No CPU: a judge and a verifier, say, are to be on one node.
+            here = {"num_cpus": 0, "scheduling_strategy": on(node, soft=False)}
             self._places[node] = Place({**here, **self._options}, alive[node])
 
     def _check_life(self, actor: Actor, now: float) -> None:

@@ -34,8 +34,8 @@ class ActorPool:
     Args:
         factory: makes an actor's worker (`host.Worker`); pickled.
         actors: how many, spread over the nodes; each does one task at a time and takes a CPU. None:
-            one on each node, which does as many tasks as the node has CPUs, and takes them all;
-            nodes that come and go are followed.
+            one on each node, which does as many tasks as the node has CPUs, and takes none of them
+            from Ray, so that pools share a node; nodes that come and go are followed.
         address: of the cluster (`session.join`).
         options: more options of the actors, by Ray's names (`num_gpus`, `resources`, ...).
         attempts: how many actors may die with a task until its result is `ActorLost`.

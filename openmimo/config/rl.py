@@ -52,6 +52,12 @@ class RLConfig(Config):
     itself, as the IOI's subtasks do."""
     level_samples: int = Field(default=4, gt=0)
     """Solutions by each of Base and SFT that measure the tests' pass rates."""
+    test_seconds: float = Field(default=0.5, gt=0)
+    """CPU time of a program in one test, also in the difficulty and eval stages; ten times as long
+    by the wall clock (assumed: the data stage's problems need little). Problems of `mimo curate`
+    may need its --test-seconds."""
+    test_memory_mb: int = Field(default=256, gt=0)
+    """Memory of a program in one test, in MiB; `mimo curate` allows 1,024."""
     validity: Literal["passrate", "reward_std"] = "passrate"
     """Which groups teach something: pass rate neither 0 nor 1, or rewards that differ."""
     easy_share: float = Field(default=0.1, ge=0, lt=1)

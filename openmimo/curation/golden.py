@@ -21,11 +21,14 @@ from openmimo.judge.cases import Test
 from openmimo.judge.connect import LOCAL, open_judge
 from openmimo.judge.protocol import SolutionJudge
 from openmimo.judge.records import parse_test
+from openmimo.rewards.code import program_limits
 from openmimo.rewards.grading import check_levels, scaled_scores
 from openmimo.rewards.math import MAX_ANSWER_CHARS, extract_answer
 from openmimo.rewards.math_spelling import normalise
 from openmimo.runs import Interrupt
 
+TEST_MEMORY_MB = 1024
+"""Memory of a program in one test, in MiB."""
 RUNS = 2
 """Of a golden solution: one that passes only sometimes says nothing about others."""
 
@@ -40,11 +43,6 @@ MAX_WORDS = 4
 
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _WORD = re.compile(r"[^\W\d_]{2,}")
-
-
-def test_limits(seconds: float) -> Limits:
-    """Limits of one test that takes `seconds` of CPU time at most; one timeout ends a program."""
-    return Limits(cpu_seconds=seconds, wall_seconds=10 * seconds, memory_mb=1024, max_timeouts=1)
 
 
 Fault = tuple[str, str]
@@ -109,7 +107,7 @@ class _GoldenJudge:
 
     def __init__(self, seconds: float, journal: Journal, judge_at: str) -> None:
         self._seconds, self._journal, self._judge_at = seconds, journal, judge_at
-        self._limits = test_limits(seconds)
+        self._limits = program_limits(seconds, TEST_MEMORY_MB)
         self._judge: SolutionJudge | None = None
 
     def begin(self, problem: Problem) -> Settle:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from openmimo.curation.formats import Problem
-from openmimo.curation.golden import test_limits
+from openmimo.curation.golden import TEST_MEMORY_MB
 from openmimo.curation.journal import Journal, problem_key
 from openmimo.curation.keep import Outcomes
 from openmimo.curation.solver import Sampling, Solver
@@ -25,9 +26,11 @@ from openmimo.inference.sampling import sample_seed
 from openmimo.judge.connect import LOCAL
 from openmimo.model.checkpoint import load_config
 from openmimo.progress import Progress
+from openmimo.rewards.code import program_limits
 from openmimo.rewards.grading import ALL_TESTS
 from openmimo.rewards.pool import RewardPool
 from openmimo.rewards.verdict import Verdict
+from openmimo.rewards.verdict_cache import verdict_of
 from openmimo.runs import Interrupt
 from openmimo.tokenizer import Tokenizer
 
@@ -111,7 +114,7 @@ class _Rollouts:
         self._tokenizer = Tokenizer.load(solver.folder)
         self._context = load_config(solver.folder).max_position_embeddings
         self._decoding: dict[str, _Task] = {}
-        self._judging: dict[str, _Answer] = {}
+        self._judging: list[tuple[_Answer, Future[Verdict]]] = []
         self._done = self._judged = self._right = 0
         self._patience = REWARD_DEADLINE  # longer than the longest program may run
 
@@ -121,7 +124,8 @@ class _Rollouts:
         lengths = [len(task.prompt) for task in self._missing()]
         if not lengths:
             return
-        workers, limits = os.cpu_count() or 1, test_limits(self._sampling.test_seconds)
+        limits = program_limits(self._sampling.test_seconds, TEST_MEMORY_MB)
+        workers = os.cpu_count() or 1
         with (
             # Every test, not only up to the first failure: the rule on programs without a golden
             # solution and the tests' pass rates need all of them.
@@ -163,12 +167,12 @@ class _Rollouts:
 
     def _drive(self, engine: InferenceEngine, pool: RewardPool, progress: Progress) -> None:
         tasks, more = self._missing(), True
-        while more or self._decoding or pool.in_flight:
+        while more or self._decoding or self._judging:
             if self._interrupt.requested:
                 more = False
                 self._decoding.clear()
             room = 2 * SLOTS - len(self._decoding)
-            if more and room >= SLOTS and pool.in_flight < 2 * SLOTS:
+            if more and room >= SLOTS and len(self._judging) < 2 * SLOTS:
                 new = {task.key: task for task in islice(tasks, room)}
                 self._decoding |= new
                 engine.submit(map(self._request, new.values()))
@@ -177,8 +181,8 @@ class _Rollouts:
             if self._decoding:
                 for completion in engine.step():
                     self._receive(completion, pool)
-            for key, verdict in self._verdicts(pool):
-                self._keep(self._judging.pop(key), verdict)
+            for answer, future in self._settled():
+                self._keep(answer, verdict_of(future))
             for number in range(before + 1, self._done + 1):
                 progress.step(number, pass_rate=self._right / max(1, self._judged))
 
@@ -199,23 +203,24 @@ class _Rollouts:
         if completion.finish_reason == "failed":
             self._keep(answer, None)
         else:
-            self._judging[task.key] = answer
-            tests = len(task.problem.get("tests") or ())
-            longest = test_limits(self._sampling.test_seconds).wall_seconds * tests
+            longest = pool.longest([task.problem])
             self._patience = max(self._patience, REWARD_DEADLINE + longest)
-            pool.submit(task.key, task.problem, answer.text)
+            self._judging.append((answer, pool.score(task.problem, answer.text)))
 
-    def _verdicts(self, pool: RewardPool) -> list[tuple[str, Verdict]]:
-        """Those known by now; at least one if there is nothing else to do."""
-        if self._decoding or not pool.in_flight:
-            return pool.poll()
-        results = pool.wait(self._patience)
-        if not results:
-            raise UserError(
-                f"the verifiers gave no verdict for {self._patience:.0f} s; repeat the command, "
-                "it goes on from here"
-            )
-        return results
+    def _settled(self) -> list[tuple[_Answer, Future[Verdict]]]:
+        """Those judged by now; at least one if there is nothing else to do."""
+        if self._judging and not self._decoding:
+            futures = [future for _, future in self._judging]
+            if not wait(futures, self._patience, FIRST_COMPLETED).done:
+                raise UserError(
+                    f"the verifiers gave no verdict for {self._patience:.0f} s; repeat the "
+                    "command, it goes on from here"
+                )
+        unsettled, self._judging = self._judging, []
+        settled: list[tuple[_Answer, Future[Verdict]]] = []
+        for answer, future in unsettled:
+            (settled if future.done() else self._judging).append((answer, future))
+        return settled
 
     def _keep(self, answer: _Answer, verdict: Verdict | None) -> None:
         """Write an answer down; without a verdict it is there to be looked at, and made again."""

@@ -24,8 +24,9 @@ from openmimo.evals.samples import SampleFile
 from openmimo.evals.sampling import sample_missing
 from openmimo.model.checkpoint import load_model
 from openmimo.model.mimo import MiMo
+from openmimo.rewards.code import program_limits
 from openmimo.rewards.grading import ALL_TESTS
-from openmimo.rewards.pool import JUDGE_LIMITS, RewardPool
+from openmimo.rewards.pool import RewardPool
 from openmimo.runs import Run, atomic_write
 from openmimo.tokenizer import Tokenizer
 
@@ -57,7 +58,7 @@ def run(recipe: Recipe, run: Run) -> None:
     with RewardPool(
         grading=ALL_TESTS,
         judge_workers=os.cpu_count() or 1,
-        judge=JUDGE_LIMITS,
+        judge=program_limits(recipe.rl.test_seconds, recipe.rl.test_memory_mb),  # as in training
         judge_at=recipe.compute.judge,
     ) as pool:
         for variant, source in VARIANTS.items():

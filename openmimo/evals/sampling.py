@@ -12,7 +12,7 @@ from openmimo.model.mimo import MiMo
 from openmimo.progress import Progress
 from openmimo.rewards.pool import RewardPool
 from openmimo.rewards.verdict import Verdict
-from openmimo.rollout.driver import RolloutDriver
+from openmimo.rollout.driver import Patience, RolloutDriver
 from openmimo.rollout.engines import open_engines
 from openmimo.rollout.records import Prompt
 from openmimo.rollout.validation import answer_all
@@ -70,10 +70,11 @@ def sample_missing(
         assert isinstance(prompt, _Question)
         return replace(requests[prompt.key], id=request_id)
 
+    patience = Patience.beyond(pool.longest(exam.problems.values()))
     with (
         Progress(name, len(keys), start=len(file.samples), every=every) as progress,
         open_engines(compute, settings, model) as seats,
-        RolloutDriver(seats, pool, exam.tokenizer.decode, request_of) as driver,
+        RolloutDriver(seats, pool, exam.tokenizer.decode, request_of, patience=patience) as driver,
     ):
         driver.update_weights(dict(model.state_dict()))
 

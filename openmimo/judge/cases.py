@@ -13,7 +13,10 @@ from openmimo.judge.compare import FLOATS, TOKENS, Rule
 Language = Literal["python", "cpp"]
 Protocol = Literal["testlib", "kattis", "cms"]
 
-_FILE_NAME = re.compile(r"\w[\w.+-]*", re.ASCII)
+_FILE_NAME = re.compile(r"\w[\w.+-]{0,99}", re.ASCII)
+MAX_SECONDS = 3600.0
+MAX_MEMORY_MB = 1 << 20
+MAX_OUTPUT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,7 @@ class Limits:
     machine. `memory_mb` is of address space (MiB), beyond what the interpreter has taken.
     `output_bytes` holds for what a program prints and for the JSON of a returned value.
     `max_timeouts`: 0 runs all tests. Processes are never allowed, files never created, and 64 may
-    be open.
+    be open. UserError for limits that are not positive, or beyond MAX_SECONDS and the others.
     """
 
     cpu_seconds: float = 1.0
@@ -34,8 +37,16 @@ class Limits:
     max_timeouts: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.cpu_seconds, self.wall_seconds, self.memory_mb, self.output_bytes) <= 0:
-            raise UserError("judge: all limits must be positive")
+        for name, most in _LARGEST.items():
+            value = getattr(self, name)
+            if not 0 < value <= most:
+                raise UserError(f"judge: {name} is {value}; it must be positive, at most {most:g}")
+
+
+_LARGEST = {
+    "cpu_seconds": MAX_SECONDS, "wall_seconds": MAX_SECONDS, "memory_mb": MAX_MEMORY_MB,
+    "output_bytes": MAX_OUTPUT_BYTES,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +124,16 @@ class AssertTest:
 Test = StdioTest | CallTest | AssertTest
 
 
-def check_solution(program: Program, tests: Sequence[Test], order: Sequence[int]) -> None:
-    """UserError for what no judge takes: see `Judge.submit`."""
+def check_solution(
+    program: Program | str, tests: Sequence[Test], order: Sequence[int] | None
+) -> tuple[Program, tuple[Test, ...], tuple[int, ...]]:
+    """The arguments of `Judge.submit` in full, as what does not change.
+
+    Raises UserError for what no judge takes.
+    """
+    program = Program(program) if isinstance(program, str) else program
+    tests = tuple(tests)
+    order = tuple(range(len(tests)) if order is None else order)
     if not tests:
         raise UserError("judge: a program without tests says nothing")
     if sorted(order) != list(range(len(tests))):
@@ -127,6 +146,7 @@ def check_solution(program: Program, tests: Sequence[Test], order: Sequence[int]
                 json.dumps([list(test.args), test.expected])
             except (TypeError, ValueError, RecursionError) as error:
                 raise UserError(f"a test holds what is not a JSON value: {error}") from error
+    return program, tests, order
 
 
 def content_key(*parts: object) -> bytes:

@@ -153,13 +153,32 @@ def values_match(rule: Rule, expected: object, actual: object) -> bool:
 
 
 def _match_in_any_order(rule: Rule, expected: list[object], actual: list[object]) -> bool:
-    left = list(actual)
-    for wanted in expected:
-        place = next((i for i, value in enumerate(left) if _match(rule, wanted, value)), None)
-        if place is None:
-            return False
-        del left[place]
+    if all(type(item) in (int, float) for item in (*expected, *actual)):
+        pairs = zip(sorted(expected, key=_size), sorted(actual, key=_size), strict=True)
+        return all(_match(rule, wanted, found) for wanted, found in pairs)
+    if not all(_match(rule, item, item) for item in (*expected, *actual)):
+        return False  # NaN matches nothing, not even itself
+    # What is spelled alike goes first: to try every pair of some thousands takes a minute.
+    wanted_by, found_by = _by_spelling(expected), _by_spelling(actual)
+    left = [item for key in found_by for item in found_by[key][len(wanted_by.get(key, ())) :]]
+    for key, items in wanted_by.items():
+        for wanted in items[len(found_by.get(key, ())) :]:
+            place = next((i for i, value in enumerate(left) if _match(rule, wanted, value)), None)
+            if place is None:
+                return False
+            del left[place]
     return True
+
+
+def _size(number: object) -> tuple[float, bool]:
+    return number, isinstance(number, float)  # type: ignore[return-value]
+
+
+def _by_spelling(items: list[object]) -> dict[str, list[object]]:
+    groups: dict[str, list[object]] = {}
+    for item in items:
+        groups.setdefault(json.dumps(item, sort_keys=True), []).append(item)
+    return groups
 
 
 def _match(rule: Rule, expected: object, actual: object) -> bool:

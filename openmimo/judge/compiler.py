@@ -12,14 +12,14 @@ from openmimo.errors import UserError
 from openmimo.judge.cases import Program, content_key
 from openmimo.judge.start import python_command
 
-_FLAGS = ("-std=gnu++17", "-O2", "-w", "-pipe")
+_FLAGS = ("-std=gnu++17", "-O2", "-w", "-pipe", "-fmax-errors=20")
 _HEADER = "bits/stdc++.h"
 _CPU_SECONDS, _WALL_SECONDS = 30, 120.0
-_MEMORY_BYTES, _FILE_BYTES = 2 << 30, 256 << 20
+_MEMORY_BYTES, _FILE_BYTES = 2 << 30, 64 << 20
 _LOCKDOWN_FAILED = 99
 _SOURCES = (".cpp", ".cc", ".cxx", ".c")
 _ERROR_CHARACTERS = 500
-_KEPT = 64  # compiled programs: 2 MB each
+_KEPT_BYTES = 256 << 20  # of compiled programs: 2 MB each, if they hold no large tables
 
 
 class CompileError(Exception):
@@ -54,7 +54,7 @@ class Compiler:
         with self._lock:
             self._binaries[key] = binary
             self._binaries.move_to_end(key)
-            while len(self._binaries) > _KEPT:
+            while len(self._binaries) > 1 and sum(map(len, self._binaries.values())) > _KEPT_BYTES:
                 self._binaries.popitem(last=False)
         return binary
 
@@ -100,21 +100,26 @@ class Compiler:
             "unsafe": self._unsafe, "cpu_seconds": _CPU_SECONDS, "memory_bytes": _MEMORY_BYTES,
             "file_bytes": _FILE_BYTES,
         }  # fmt: skip
-        process = subprocess.Popen(
-            python_command("compile_cpp", options),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            output, _ = process.communicate(timeout=_WALL_SECONDS)
-        except subprocess.TimeoutExpired:
-            output = b"the compiler took too long"
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, 9)
-            process.wait()
+        # A file, as the limit of files holds for it: a program decides how much its messages are.
+        with tempfile.TemporaryFile() as messages:
+            process = subprocess.Popen(
+                python_command("compile_cpp", options),
+                stdin=subprocess.DEVNULL,
+                stdout=messages,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            late = b""
+            try:
+                process.wait(_WALL_SECONDS)
+            except subprocess.TimeoutExpired:
+                late = b"the compiler took too long"
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, 9)
+                process.wait()
+            messages.seek(0)
+            output = late or messages.read(4 * _ERROR_CHARACTERS)
         return process.returncode, output.decode("utf-8", "replace").strip()[:_ERROR_CHARACTERS]
 
 

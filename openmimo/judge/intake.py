@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from openmimo.judge.cases import Limits, Program, Test, check_solution, content_key
-from openmimo.judge.verdict import SolutionVerdict, Status, Verdict
+from openmimo.judge.verdict import SolutionVerdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +27,17 @@ class Job:
 
     def failed(self, detail: str, unsafe: bool) -> SolutionVerdict:
         """The verdict where the judge could give none."""
-        return SolutionVerdict(
-            (Verdict(Status.JUDGE_ERROR, detail, unsafe=unsafe),) * len(self.tests)
-        )
+        return SolutionVerdict.failed(len(self.tests), detail, unsafe)
 
 
 class Intake:
     """Remembers the verdicts of `size` solutions, and what the tests of as many suites cost.
 
-    For use from several threads.
+    For use from several threads. `cached` counts the solutions that were known, or on the way.
     """
 
     def __init__(self, size: int) -> None:
+        self.cached = 0
         self._size = size
         self._futures: OrderedDict[bytes, Future[SolutionVerdict]] = OrderedDict()
         self._costs: OrderedDict[bytes, float] = OrderedDict()  # of a solution, by its tests
@@ -56,17 +55,14 @@ class Intake:
 
         Whoever gets the job calls `leave` with its verdict. UserError for bad tests.
         """
-        if isinstance(program, str):
-            program = Program(program)
-        tests = tuple(tests)
-        order = tuple(range(len(tests)) if order is None else order)
-        check_solution(program, tests, order)
+        program, tests, order = check_solution(program, tests, order)
         suite = content_key(tests, limits)
         key = content_key(program, suite, order, stop_at_failure)
         with self._lock:
             known = self._futures.get(key)
             if known is not None:
                 self._futures.move_to_end(key)
+                self.cached += 1
                 return known
             cost = self._costs.get(suite, limits.cpu_seconds * len(tests))
             job = Job(key, suite, program, tests, limits, order, stop_at_failure, cost)

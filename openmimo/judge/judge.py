@@ -5,17 +5,18 @@ import itertools
 import math
 import queue
 import threading
-from collections import OrderedDict
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 
 from openmimo.errors import UserError
-from openmimo.judge.cases import Limits, Program, Test, check_solution, content_key
+from openmimo.judge.cases import Limits, Program, Test
 from openmimo.judge.compiler import Compiler
 from openmimo.judge.fork_server import NotStartedError
-from openmimo.judge.verdict import SolutionVerdict, Status, Verdict
+from openmimo.judge.intake import Intake, Job
+from openmimo.judge.verdict import SolutionVerdict, Verdict
 from openmimo.judge.worker import Worker
 
 CLOSED = "the judge was closed"
@@ -39,20 +40,6 @@ class JudgeStats:
     waiting: int
     cached: int
     restarts: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A solution in the queue. `suite` and `key` hash its tests, and all of it."""
-
-    key: bytes
-    suite: bytes
-    program: Program
-    tests: Sequence[Test]
-    limits: Limits
-    order: Sequence[int]
-    stop_at_failure: bool
-    future: Future[SolutionVerdict] = field(default_factory=Future)
 
 
 class Judge:
@@ -79,15 +66,13 @@ class Judge:
             raise UserError("judge: workers must be positive")
         self._limits = limits or Limits()
         self._unsafe = unsafe
-        self._cache_size = cache_size
-        self._cache: OrderedDict[bytes, Future[SolutionVerdict]] = OrderedDict()
-        self._costs: OrderedDict[bytes, float] = OrderedDict()  # of a solution, by its tests
-        self._lock = threading.Lock()  # of both caches
+        self._intake = Intake(cache_size)
+        self._lock = threading.Lock()  # of _closed and _workers, once threads run
         self._numbers = itertools.count()
-        # The most expensive one first; None tells a thread to end.
-        self._jobs: queue.PriorityQueue[tuple[float, int, _Job | None]] = queue.PriorityQueue()
+        # By when it should begin, see `submit`; None tells a thread to end.
+        self._jobs: queue.PriorityQueue[tuple[float, int, Job | None]] = queue.PriorityQueue()
         self._closed = False
-        self._cached = self._restarts = 0
+        self._restarts = 0
         self._compiler = Compiler(unsafe)
         self._workers: list[Worker] = []
         try:
@@ -135,36 +120,26 @@ class Judge:
         The future always gives a verdict, and cannot be cancelled, as others may wait for the
         same: a fault of the judge's own is the status `judge_error`. UserError for bad tests.
         """
-        if isinstance(program, str):
-            program = Program(program)
-        tests = tuple(tests)
-        order = tuple(range(len(tests)) if order is None else order)
-        check_solution(program, tests, order)
-        limits = limits or self._limits
-        suite = content_key(tests, limits)
-        key = content_key(program, suite, order, stop_at_failure)
+        if self._closed:
+            raise UserError(CLOSED)
+        job = self._intake.enter(program, tests, limits or self._limits, order, stop_at_failure)
+        if isinstance(job, Future):
+            return job
         with self._lock:
-            if self._closed:
-                raise UserError(CLOSED)
-            known = self._cache.get(key)
-            if known is not None:
-                self._cache.move_to_end(key)
-                self._cached += 1
-                return known
-            cost = self._costs.get(suite, limits.cpu_seconds * len(tests))
-            job = _Job(key, suite, program, tests, limits, order, stop_at_failure)
-            job.future.set_running_or_notify_cancel()
-            self._cache[key] = job.future
-            while len(self._cache) > self._cache_size:
-                self._cache.popitem(last=False)
-            self._jobs.put((-cost, next(self._numbers), job))
-        return job.future
+            if not self._closed:
+                # The most expensive first, but none for ever: it overtakes what came at most as
+                # many seconds before it as it is expected to take.
+                self._jobs.put((time.monotonic() - job.cost, next(self._numbers), job))
+                return job.future
+        # Closed on the way, after `close` has emptied the queue.
+        self._intake.leave(job, job.failed(CLOSED, self._unsafe))
+        raise UserError(CLOSED)
 
     def stats(self) -> JudgeStats:
         """What is going on, for monitoring."""
         alive = sum(worker.alive() for worker in self._workers)
         waiting = self._jobs.qsize()
-        return JudgeStats(len(self._workers), alive, waiting, self._cached, self._restarts)
+        return JudgeStats(len(self._workers), alive, waiting, self._intake.cached, self._restarts)
 
     def close(self) -> None:
         """Stop at once: what is running or waiting gives `judge_error`."""
@@ -181,7 +156,7 @@ class Judge:
         while not self._jobs.empty():
             job = self._jobs.get()[-1]
             if job is not None:
-                job.future.set_result(self._failed(job, CLOSED))
+                self._intake.leave(job, job.failed(CLOSED, self._unsafe))
 
     def __enter__(self) -> "Judge":
         return self
@@ -204,26 +179,10 @@ class Judge:
                 verdict = self._judge(slot, job)
             except Exception as error:  # else this worker's thread would end, and the job hang
                 self._workers[slot].kill()  # out of step with us, whatever happened
-                verdict = self._failed(job, f"{type(error).__name__}: {error}")
-            self._remember(job, verdict)
-            job.future.set_result(verdict)
+                verdict = job.failed(f"{type(error).__name__}: {error}", self._unsafe)
+            self._intake.leave(job, verdict)
 
-    def _remember(self, job: _Job, verdict: SolutionVerdict) -> None:
-        with self._lock:
-            if verdict.judge_failed:
-                self._cache.pop(job.key, None)
-                return
-            before = self._costs.get(job.suite, verdict.cpu_seconds)
-            self._costs[job.suite] = (before + verdict.cpu_seconds) / 2
-            self._costs.move_to_end(job.suite)
-            while len(self._costs) > self._cache_size:
-                self._costs.popitem(last=False)
-
-    def _failed(self, job: _Job, detail: str) -> SolutionVerdict:
-        failure = Verdict(Status.JUDGE_ERROR, detail, unsafe=self._unsafe)
-        return SolutionVerdict((failure,) * len(job.tests))
-
-    def _judge(self, slot: int, job: _Job, attempts: int = _ATTEMPTS) -> SolutionVerdict:
+    def _judge(self, slot: int, job: Job, attempts: int = _ATTEMPTS) -> SolutionVerdict:
         """Run a job; anew on a new server if one is lost on the way."""
         try:
             if not self._workers[slot].alive():
@@ -253,5 +212,5 @@ class Judge:
             self._replace(slot, attempts - 1)
 
 
-def _run(worker: Worker, job: _Job) -> SolutionVerdict:
+def _run(worker: Worker, job: Job) -> SolutionVerdict:
     return worker.judge(job.program, job.tests, job.limits, job.order, job.stop_at_failure)

@@ -14,6 +14,7 @@ from openmimo.judge.sandbox import child, remote, server
 from openmimo.judge.verdict import Status
 
 Judgement = tuple[Status, str]
+_RAISED = (child.ERROR, child.MEMORY)
 
 
 def judge_output(test: StdioTest, limits: Limits, outcome: Outcome) -> Judgement:
@@ -69,6 +70,9 @@ def judge_assertions(limits: Limits, outcome: Outcome) -> Judgement:
 
 def judge_check(checker: Checker, outcome: Outcome, message: str) -> Judgement:
     """Of a checker that has ended; `message` is what it left for us to read."""
+    if checker.program.language == "python" and outcome.report[:1] in _RAISED:
+        # Its exit status, 1, would reject under testlib's protocol.
+        return Status.JUDGE_ERROR, f"the checker raised {text(outcome.report[1:])}"
     detail = _shorten(message) or death(outcome)
     if outcome.ending == server.EXITED and os.WIFEXITED(outcome.status):
         status = os.WEXITSTATUS(outcome.status)

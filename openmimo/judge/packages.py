@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import yaml
 
@@ -21,6 +22,7 @@ Folder = Path | zipfile.Path
 _CPP = (".cpp", ".cc", ".cxx", ".c")
 _CPP_FILES = (*_CPP, ".h", ".hpp")
 _KATTIS_MEMORY_MB = 2048
+_LARGEST_ZIP = 4 << 30  # bytes, unpacked: all tests are in memory
 _DEFAULT_SECONDS = 2.0  # Kattis derives it from the jury's programs, which need to be run for it
 
 
@@ -65,7 +67,19 @@ def read_package(path: Path) -> Package:
 
     `path` is a folder or, for CMS, a zip file.
     """
+    try:
+        return _read(path)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, BadZipFile) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: a problem package that cannot be read ({reason})") from error
+
+
+def _read(path: Path) -> Package:
     if path.suffix == ".zip" and path.is_file():
+        with zipfile.ZipFile(path) as archive:
+            size = sum(item.file_size for item in archive.infolist())
+        if size > _LARGEST_ZIP:
+            raise UserError(f"{path} holds {size:,} bytes; at most {_LARGEST_ZIP:,} are unpacked")
         inside = [item for item in zipfile.Path(path).iterdir() if item.is_dir()]
         tasks = [item for item in inside if (item / "problem.json").is_file()]
         if len(tasks) == 1:

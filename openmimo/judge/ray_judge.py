@@ -21,7 +21,8 @@ class RayJudge:
 
     Args:
         workers: how many actors with one worker each, spread over the nodes. None: one actor on
-            each node, with a worker for each of its CPUs; nodes that come and go are followed.
+            each node, with a worker for each of its CPUs, which it shares with whatever else is
+            there; nodes that come and go are followed.
         limits, unsafe, cache_size: as of `Judge`. Equal solutions are judged once on the whole
             cluster.
         address: of the cluster; empty: RAY_ADDRESS, else a cluster of this machine alone

@@ -25,6 +25,8 @@ def parse_test(record: Mapping[str, Any], entry_point: str | None = None) -> Tes
 
     Keys that belong to no test (a name, a comment) are ignored where the kind is clear.
     """
+    if "checker" in record:
+        raise UserError("a test's checker cannot be given here: use a Kattis or CMS package")
     if "stdin" in record and "stdout" in record:
         return StdioTest(_text(record, "stdin"), _text(record, "stdout"), _rule(record, TOKENS))
     if "args" in record and "expected" in record:
@@ -34,7 +36,10 @@ def parse_test(record: Mapping[str, Any], entry_point: str | None = None) -> Tes
         return CallTest(name, record["args"], record["expected"], _rule(record, FLOATS))
     if "code" in record:
         setup = _text(record, "setup") if "setup" in record else ""
-        return AssertTest(_text(record, "code"), setup, tuple(record.get("names", ())))
+        names = record.get("names", [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"a test's names must be a list of texts, not {names!r}")
+        return AssertTest(_text(record, "code"), setup, tuple(names))
     known = "; ".join(", ".join(sorted(keys)) for keys in _KEYS)
     raise UserError(f"no test: {sorted(record)}; the keys of tests are {known}")
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
 
 class Status(StrEnum):
@@ -42,6 +43,11 @@ class SolutionVerdict:
     """One verdict for each test, in the order given."""
 
     tests: tuple[Verdict, ...]
+
+    @classmethod
+    def failed(cls, tests: int, detail: str, unsafe: bool = False) -> Self:
+        """The judge could give none: `judge_error` for so many tests."""
+        return cls((Verdict(Status.JUDGE_ERROR, detail, unsafe=unsafe),) * tests)
 
     @property
     def passed(self) -> tuple[bool, ...]:

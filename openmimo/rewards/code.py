@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+from openmimo.judge.cases import Limits
 from openmimo.judge.verdict import SolutionVerdict, Status
 from openmimo.rewards.difficulty import Levels
 from openmimo.rewards.grading import Grading
@@ -12,6 +13,15 @@ _FENCE = re.compile(r"^[ \t]*```[ \t]*([^\s`]*)[ \t]*\r?$", re.MULTILINE)
 _LANGUAGES = ("python", "python3", "py")
 
 NO_PROGRAM = Verdict(0.0, Status.UNPARSEABLE, "no ```python block")
+
+
+def program_limits(seconds: float = 0.5, memory_mb: int = 256) -> Limits:
+    """Limits for one test of a model's program: CPU time, and memory in MiB.
+
+    Ten times as long by the wall clock, for a busy machine. One timeout ends a program: a loop
+    costs one, not one a test.
+    """
+    return Limits(seconds, wall_seconds=10 * seconds, memory_mb=memory_mb, max_timeouts=1)
 
 
 def extract_program(response: str) -> str | None:

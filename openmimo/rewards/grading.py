@@ -3,6 +3,7 @@
 Each level of difficulty has a score; a solution earns whole levels (strict) or parts (soft).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -124,6 +125,6 @@ def check_levels(levels: Levels, tests: int) -> None:
 def scaled_scores(n_levels: int, scores: Sequence[float] = ()) -> list[float]:
     """A score for each level, in sum 1; see `Grading.level_scores`."""
     own = list(scores)[:n_levels] if scores else [1.0] * n_levels
-    if len(own) < n_levels or min(own, default=0) < 0 or sum(own) <= 0:
+    if len(own) < n_levels or min(own, default=0) < 0 or not 0 < sum(own) < math.inf:
         raise UserError(f"{n_levels} levels need as many scores, none negative, not all 0: {own}")
     return [each / sum(own) for each in own]

@@ -1,40 +1,43 @@
-"""Asynchronous rewards: submit a response as it finishes, collect results as they come.
+"""Asynchronous rewards: each response's verdict is a future.
 
 The pool starts its processes with the first response that needs one, scores equal answers to one
 problem once, and never waits for ever: each test and each comparison has a deadline of its own.
 """
 
-import queue
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
 from concurrent.futures import CancelledError, Future
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from openmimo.errors import UserError
 from openmimo.judge import Limits, SolutionVerdict
-from openmimo.judge.connect import LOCAL, open_judge
+from openmimo.judge.connect import LOCAL, RAY, open_judge
 from openmimo.judge.protocol import SolutionJudge
 from openmimo.judge.records import parse_test
 from openmimo.rewards import code, math
 from openmimo.rewards.grading import ALL_TESTS, Grading
 from openmimo.rewards.math_verifier import NO_BOX, MathVerifier
 from openmimo.rewards.verdict import Verdict
-from openmimo.rewards.verdict_cache import VerdictCache, done, verdict_of
+from openmimo.rewards.verdict_cache import VerdictCache, done
 
-JUDGE_LIMITS = Limits(cpu_seconds=0.5, wall_seconds=5.0, max_timeouts=1)
-"""For programs of a rollout: a loop costs one timeout, not one a test."""
+if TYPE_CHECKING:
+    from openmimo.rewards.ray_math import RayMathVerifier
 
 
 class RewardPool:
     """Scores responses to problems (records as in the problem files, "math" or "code").
 
     `grading` is the reward of code problems, `judge` the limits of their tests, `judge_at` where
-    they are judged (see `open_judge`).
+    they are judged (see `open_judge`); mathematics is too if that is a Ray cluster, else here.
     Tests that cannot change a score are not run, but with `every_test`. `math_seconds` bounds one
     comparison by Math-Verify, in CPU time. `cache_size` results of each domain are kept.
 
-    Not for use from several threads at once. `submit` raises UserError where the judge cannot set
+    Not for use from several threads at once. `score` raises UserError where the judge cannot set
     its sandbox up or does not answer, so call `start_judge` first to learn it early.
+
+    Raises UserError where there is no Ray or no cluster, but is to be used.
     """
 
     def __init__(
@@ -49,12 +52,11 @@ class RewardPool:
         judge_at: str = LOCAL,
     ) -> None:
         self._grading, self._every_test = grading, every_test
-        self._judge_at, self._judge_workers, self._judge_limits = judge_at, judge_workers, judge
+        self._judge_at, self._judge_workers = judge_at, judge_workers
+        self._limits = judge or Limits()
         self._judge: SolutionJudge | None = None
-        self._math = MathVerifier(math_workers, math_seconds, cache_size)
+        self._math = _open_verifier(judge_at, math_workers, math_seconds, cache_size)
         self._programs = VerdictCache(cache_size)
-        self._finished: queue.SimpleQueue[tuple[Any, Verdict]] = queue.SimpleQueue()
-        self.in_flight = 0
 
     @property
     def scored(self) -> int:
@@ -69,7 +71,7 @@ class RewardPool:
     def start_judge(self) -> SolutionJudge:
         """Start the code judge now rather than with the first program."""
         if self._judge is None:
-            self._judge = open_judge(self._judge_at, self._judge_workers, self._judge_limits)
+            self._judge = open_judge(self._judge_at, self._judge_workers, self._limits)
         return self._judge
 
     def score(self, problem: Mapping[str, Any], response: str) -> Future[Verdict]:
@@ -87,30 +89,10 @@ class RewardPool:
             return self._programs.once(key, lambda: self._judge_program(problem, program))
         raise UserError(f"problem {problem['id']}: no reward for domain {problem['domain']!r}")
 
-    def submit(self, key: Any, problem: Mapping[str, Any], response: str) -> None:
-        """Queue one response; its result comes out of `poll` or `wait` as (key, result)."""
-        future = self.score(problem, response)
-        self.in_flight += 1
-        future.add_done_callback(lambda done: self._finished.put((key, verdict_of(done))))
-
-    def poll(self) -> list[tuple[Any, Verdict]]:
-        """The results that are ready, without waiting."""
-        results = []
-        while not self._finished.empty():
-            results.append(self._finished.get())
-        self.in_flight -= len(results)
-        return results
-
-    def wait(self, timeout: float | None = None) -> list[tuple[Any, Verdict]]:
-        """At least one result, unless none is in flight or `timeout` seconds pass."""
-        if not self.in_flight:
-            return []
-        try:
-            first = self._finished.get(timeout=timeout)
-        except queue.Empty:
-            return []
-        self.in_flight -= 1
-        return [first, *self.poll()]
+    def longest(self, problems: Iterable[Mapping[str, Any]]) -> float:
+        """Most seconds that a program can spend in the tests of one of the problems."""
+        tests = (len(problem.get("tests") or ()) for problem in problems)
+        return self._limits.wall_seconds * max(tests, default=0)
 
     def close(self) -> None:
         """Stop all processes; what is unfinished becomes `judge_error`."""
@@ -118,7 +100,7 @@ class RewardPool:
             self._judge.close()
         self._math.close()
 
-    def __enter__(self) -> "RewardPool":
+    def __enter__(self) -> RewardPool:
         return self
 
     def __exit__(
@@ -146,3 +128,14 @@ class RewardPool:
 
         verdict.add_done_callback(finish)
         return result
+
+
+def _open_verifier(
+    judge_at: str, workers: int, seconds: float, cache_size: int
+) -> MathVerifier | RayMathVerifier:
+    """The verifier beside a judge. A judge's service knows no mathematics."""
+    if judge_at != RAY:
+        return MathVerifier(workers, seconds, cache_size)
+    from openmimo.rewards.ray_math import RayMathVerifier  # an extra that may not be installed
+
+    return RayMathVerifier(seconds=seconds, cache_size=cache_size)

@@ -35,7 +35,7 @@ class Curriculum:
         config: RLConfig,
         seed: int,
     ) -> None:
-        self._problems, self._prompt_ids = problems, prompt_ids
+        self.problems, self._prompt_ids = problems, prompt_ids
         self._config, self._seed = config, seed
         self._stream = PromptStream(len(problems), seed, config.easy_share)
         self._visits = Visits()
@@ -50,7 +50,7 @@ class Curriculum:
         numbers = range(self._config.group_size)
         seeds = [sample_seed(self._seed, drawn.number, n) for n in numbers]
         ids = self._prompt_ids[drawn.prompt]
-        return Prompt(self._problems[drawn.prompt], ids, seeds, self._visits.prospect(drawn.prompt))
+        return Prompt(self.problems[drawn.prompt], ids, seeds, self._visits.prospect(drawn.prompt))
 
     def commit(self, rollout: Rollout) -> list[Draw]:
         """Learn from a step; prompts drawn beyond its committed groups will be drawn again.

@@ -18,12 +18,13 @@ from openmimo.config.schema import Recipe, RLConfig
 from openmimo.data.documents import write_records
 from openmimo.inference.sampling import sample_seed
 from openmimo.model.checkpoint import load_model
+from openmimo.rewards.code import program_limits
 from openmimo.rewards.difficulty import choose_levels, cluster_levels, pass_rates
 from openmimo.rewards.grading import ALL_TESTS
-from openmimo.rewards.pool import JUDGE_LIMITS, RewardPool
+from openmimo.rewards.pool import RewardPool
 from openmimo.rl.problems import fingerprint, fitting, read_problems
 from openmimo.rl.requests import Requests
-from openmimo.rollout.driver import RolloutDriver
+from openmimo.rollout.driver import Patience, RolloutDriver
 from openmimo.rollout.engines import EngineSettings, open_engines
 from openmimo.rollout.records import Prompt
 from openmimo.rollout.validation import answer_all
@@ -46,6 +47,8 @@ def run(recipe: Recipe, run: Run) -> None:
         "clustering": recipe.rl.level_clustering,
         "samples": recipe.rl.level_samples,
         "max_new_tokens": recipe.rl.max_new_tokens,
+        "test_seconds": recipe.rl.test_seconds,
+        "test_memory_mb": recipe.rl.test_memory_mb,
         "max_prompt_tokens": recipe.rl.max_prompt_tokens,
         "problems": problems_from,
     }
@@ -117,12 +120,19 @@ def _solve(
         )
         for problem, ids in zip(problems, ids_of, strict=True)
     ]
+    limits = program_limits(config.test_seconds, config.test_memory_mb)
     with (
         open_engines(compute, settings, model) as seats,
         RewardPool(
-            grading=ALL_TESTS, judge=JUDGE_LIMITS, every_test=True, judge_at=compute.judge
+            grading=ALL_TESTS, judge=limits, every_test=True, judge_at=compute.judge
         ) as pool,
-        RolloutDriver(seats, pool, tokenizer.decode, request) as driver,
+        RolloutDriver(
+            seats,
+            pool,
+            tokenizer.decode,
+            request,
+            patience=Patience.beyond(pool.longest(problems)),
+        ) as driver,
     ):
         driver.update_weights(dict(model.state_dict()))
         rollout = answer_all(driver, prompts, interrupt=run.interrupt)

@@ -17,14 +17,15 @@ from openmimo.metrics import MetricsWriter
 from openmimo.model.checkpoint import load_model, save_model
 from openmimo.model.mimo import MiMo
 from openmimo.progress import Progress
+from openmimo.rewards.code import program_limits
 from openmimo.rewards.grading import Grading
-from openmimo.rewards.pool import JUDGE_LIMITS, RewardPool
+from openmimo.rewards.pool import RewardPool
 from openmimo.rl.curriculum import Curriculum
 from openmimo.rl.problems import check_unchanged
 from openmimo.rl.requests import Requests
 from openmimo.rl.step import Learner
 from openmimo.rl.validation import Validation, validation_prompts
-from openmimo.rollout.driver import RolloutDriver
+from openmimo.rollout.driver import Patience, RolloutDriver
 from openmimo.rollout.engines import EngineSettings, open_engines, repeatable
 from openmimo.rollout.timeline import LatestTimelines
 from openmimo.runs import Run, Stage
@@ -165,10 +166,18 @@ def _learner(
         due = validation and (index + 1) % config.validate_every == 0
         return Validation(validation, request, tokenizer.decode) if due else None
 
+    limits = program_limits(config.test_seconds, config.test_memory_mb)
     with (
         open_engines(compute, settings, model, collect) as seats,
-        RewardPool(grading=grading, judge=JUDGE_LIMITS, judge_at=compute.judge) as pool,
-        RolloutDriver(seats, pool, tokenizer.decode, request, _lag(recipe)) as driver,
+        RewardPool(grading=grading, judge=limits, judge_at=compute.judge) as pool,
+        RolloutDriver(
+            seats,
+            pool,
+            tokenizer.decode,
+            request,
+            _lag(recipe),
+            Patience.beyond(pool.longest([*curriculum.problems, *heldout])),
+        ) as driver,
     ):
         pool.start_judge()
         yield Learner(model, optimizer, config, curriculum, driver, online, validate, vocab)

@@ -61,6 +61,11 @@ class Patience:
     rewards: int = 1024
     restarts: int = 3
 
+    @classmethod
+    def beyond(cls, seconds: float) -> Self:
+        """For rewards of which a single one may rightly take so many seconds."""
+        return cls(reward=cls.reward + seconds, silence=cls.silence + seconds)
+
 
 class RolloutDriver:
     """Runs rollout steps on some engines; they are idle between two steps. A context manager.

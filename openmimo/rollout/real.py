@@ -24,8 +24,9 @@ from openmimo.inference.sampling import sample_seed
 from openmimo.model.checkpoint import load_model
 from openmimo.model.mimo import MiMo
 from openmimo.progress import Progress
+from openmimo.rewards.code import program_limits
 from openmimo.rewards.grading import Grading
-from openmimo.rewards.pool import JUDGE_LIMITS, RewardPool
+from openmimo.rewards.pool import RewardPool
 from openmimo.rollout.demand import PassRates
 from openmimo.rollout.driver import EngineSeat, RolloutDriver
 from openmimo.rollout.policies import Naive, Ours, Policy, Report, Static
@@ -99,7 +100,7 @@ class Lane:
         )
         pool = stack.enter_context(
             RewardPool(
-                judge_workers=os.cpu_count() or 1, grading=Grading("soft"), judge=JUDGE_LIMITS
+                judge_workers=os.cpu_count() or 1, grading=Grading("soft"), judge=program_limits()
             )
         )
         pool.start_judge()

@@ -244,7 +244,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         (["raw.jsonl", "--against", "answers.jsonl"], "answers.jsonl has no question (prompt, "),
         (["raw.jsonl", "--fields", "question=prompt"], "--fields question=prompt: write NAME="),
         (["raw.jsonl", "--rollouts", "0"], "'0' is no whole number above 0"),
-        (["raw.jsonl", "--similarity", "2"], "the similarity threshold must lie in (0, 1], got 2"),
+        (["raw.jsonl", "--similarity", "2"], "'2' is more than 1"),
         (["raw.jsonl", "--model", "nowhere"], "no model folder nowhere"),
         (["raw.jsonl", "--strong-engine", "vllm"], "--strong-engine vllm without --strong: name"),
         (["raw.jsonl", "--model", ".", "--model-engine", "tgi"], "unknown engine 'tgi': it is nat"),

@@ -113,7 +113,6 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path, parrot, tokenizer, proble
             with SampleFile(path, exam.sample_keys()) as file:
                 sample_missing("rl", parrot, exam, file, pool, AfterSteps(0))
                 counts.append(len(file.samples))
-            assert pool.in_flight == 0
     assert counts == [7, 14, 21, 24, 24]
     assert len(path.read_text().splitlines()) == 24
 

@@ -213,6 +213,53 @@ def test_cheat_gains_nothing(judge, program):
     assert honest.status is Status.OK
 
 
+# Replies to the tester, written by the program itself.
+FORGED = """
+import json, os, struct
+def receive(): return json.loads(os.read(5, *struct.unpack("<I", os.read(5, 4))))
+def send(*reply):
+    text = json.dumps(reply).encode()
+    os.write(4, struct.pack("<I", len(text)) + text)
+receive()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "reply", "code", "setup"),
+    [
+        ("abs", -1, "assert abs(f(2) - 3) < 1e-6", ""),
+        ("set", 1, "assert set(f(2)) == set([4, 5])", ""),
+        ("check", None, "check(f)", "def check(g): assert g(2) == 3"),
+        ("isclose", True, "assert isclose(f(2), 3.5)", "from math import isclose"),
+    ],
+)
+def test_a_forged_reply_binds_no_name_of_the_tests(judge, name, reply, code, setup):
+    program = f"""{FORGED}
+send("v", {{"f": ["r", 0], {name!r}: ["r", 1]}})
+while True: send("v", {reply!r} if receive()[1] else 7, None)"""
+    for names in ((), ("f",)):
+        assert status(judge, program, code, setup=setup, names=names) is not Status.OK
+
+
+def test_no_address_of_the_tests_memory_is_read_as_an_answer(judge):
+    program = """
+        import numpy
+        class Anything: pass
+        def f(x):  # both processes are forks of one, so their addresses are the same
+            answer, digits = Anything(), {"shape": (), "typestr": "<u4", "version": 3}
+            answer.__array_interface__ = digits | {"data": (id(200) + 24, False)}
+            return answer
+        """
+    setup = "import numpy as np"
+    assert status(judge, program, "assert np.array_equal(f(1), 200)", setup=setup) is Status.WRONG
+
+
+def test_the_end_of_an_iteration_is_not_the_programs_to_declare(judge):
+    program = "def f(x): raise StopIteration"
+    code = "assert all(map(lambda case: f(case[0]) == case[1], [(1, 2)]))"
+    assert status(judge, program, code) is Status.CRASH
+
+
 def test_a_program_replaces_no_builtin_of_the_tests(judge):
     program = """
         def f(x): return [2, 1]

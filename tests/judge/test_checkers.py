@@ -6,7 +6,17 @@ import zipfile
 import pytest
 
 from openmimo.errors import UserError
-from openmimo.judge import AssertTest, CallTest, Checker, Judge, Program, Rule, Status, StdioTest
+from openmimo.judge import (
+    AssertTest,
+    CallTest,
+    Checker,
+    Judge,
+    Program,
+    Rule,
+    Status,
+    StdioTest,
+    packages,
+)
 from openmimo.judge.packages import read_package
 
 
@@ -65,6 +75,15 @@ def test_a_broken_checker_is_the_judges_fault_and_not_the_programs(judge):
     for source in ("syntax error", "import os; os.abort()", "1 / 0", "raise SystemExit(9)"):
         checker = Checker(Program(source), "kattis")
         assert statuses(judge, "print(1)", [StdioTest("", "1", checker)]) == [Status.JUDGE_ERROR]
+
+
+def test_a_checker_that_raises_rejects_nothing(judge):
+    # The exit status of an exception, 1, is testlib's for a wrong answer.
+    for source in ("1 / 0", "raise MemoryError", "import absent_module"):
+        checker = Checker(Program(source))
+        assert statuses(judge, "print(1)", [StdioTest("", "1", checker)]) == [Status.JUDGE_ERROR]
+    checker = Checker(Program("raise SystemExit(1)"))
+    assert statuses(judge, "print(1)", [StdioTest("", "1", checker)]) == [Status.WRONG]
 
 
 def test_a_checker_is_asked_only_about_programs_that_ended_well(judge):
@@ -160,3 +179,33 @@ def test_what_cannot_be_judged_is_refused_by_name(tmp_path):
         kattis(tmp_path / "bad", "a: [")
     with pytest.raises(UserError, match=r"x\.rs"):
         read_package(cms(tmp_path)).program("x.rs", "")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("problem.yaml", b"- a list"),
+        ("problem.yaml", b"limits: {memory: lots}"),
+        ("problem.yaml", b"\xff\xfe"),
+        ("problem.yaml", b"name: x"),  # an input without its answer
+        ("problem.json", b"{"),
+        ("problem.json", b"{}"),
+        ("task.zip", b"no archive"),
+    ],
+)
+def test_a_damaged_package_is_a_mistake_that_is_named(tmp_path, file, content):
+    (tmp_path / file).write_bytes(content)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.in").write_text("1")
+    path = tmp_path / file if file.endswith(".zip") else tmp_path
+    with pytest.raises(UserError, match="cannot be read"):
+        read_package(path)
+
+
+def test_an_archive_of_endless_zeros_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(packages, "_LARGEST_ZIP", 1 << 20)
+    with zipfile.ZipFile(tmp_path / "task.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("task/problem.json", "{}")
+        archive.writestr("task/tests/a.in", bytes(2 << 20))
+    with pytest.raises(UserError, match="at most 1,048,576"):
+        read_package(tmp_path / "task.zip")

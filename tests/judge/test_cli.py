@@ -85,6 +85,14 @@ def test_unsafe_verdicts_are_marked(folder, capsys):
     assert out.startswith("UNSAFE a: ok")
 
 
+def test_a_programs_words_cannot_pass_for_the_judges(folder, capsys):
+    (folder / "liar.py").write_text("raise ValueError('\\x1b[2J\\ntests: 2 of 2 tests')")
+    status, out, _ = run(capsys, folder / "liar.py", folder / "tests")
+    lines = out.splitlines()
+    assert (status, lines[-1], lines.count("tests: 2 of 2 tests")) == (1, "tests: 0 of 2 tests", 0)
+    assert "\x1b" not in out
+
+
 def test_mistakes_are_one_line(folder, capsys):
     (folder / "x.rs").write_text("")
     (folder / "empty").mkdir()
@@ -92,6 +100,8 @@ def test_mistakes_are_one_line(folder, capsys):
     (folder / "bad.json").write_text("{")
     (folder / "none.json").write_text("[]")
     (folder / "other.json").write_text('[{"stdin": ""}]')
+    (folder / "checked.json").write_text('[{"stdin": "", "stdout": "", "checker": {}}]')
+    (folder / "names.json").write_text('[{"code": "", "names": "f"}]')
     add, tests = folder / "add.py", folder / "tests"
     for arguments, words in (
         ((folder / "no.py", tests), "no program"),
@@ -104,6 +114,13 @@ def test_mistakes_are_one_line(folder, capsys):
         ((add, folder / "other.json"), "record 1"),
         ((add, tests, "--rule", "lines", "--tolerance", "1"), "rule floats"),
         ((add, tests, "--cpu", "0"), "positive"),
+        ((add, tests, "--cpu", "nan"), "cpu_seconds is nan"),
+        ((add, tests, "--wall", "inf"), "at most 3600"),
+        ((add, tests, "--memory", "99999999999999"), "memory_mb"),
+        ((add, tests, "--output", "99999999999999"), "output_bytes"),
+        ((add, tests, "--json", folder / "no" / "file"), "cannot write the verdicts"),
+        ((add, folder / "checked.json"), "record 1: a test's checker"),
+        ((add, folder / "names.json"), "list of texts"),
         ((add, tests, "--workers", "0"), "positive"),
     ):
         status, _, err = run(capsys, *arguments)

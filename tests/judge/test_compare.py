@@ -1,6 +1,7 @@
 """Comparison rules on outputs and values."""
 
 import json
+import time
 from typing import get_args
 
 import pytest
@@ -146,3 +147,31 @@ def test_decode_refuses_what_is_no_value():
 def test_records_that_are_no_test_are_the_users_error(record):
     with pytest.raises(UserError):
         parse_test(record)
+
+
+def test_long_lists_in_another_order_are_compared_at_once():
+    rule, start = Rule("unordered"), time.monotonic()
+    numbers = [n / 7 for n in range(20_000)]
+    pairs = [[n, str(n)] for n in range(20_000)]
+    for items in (numbers, pairs):
+        assert values_match(rule, items, items[::-1])
+        assert not values_match(rule, items, [*items[:0:-1], items[1]])
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual", "same"),
+    [
+        ([1.0, 1.15], [1.08, 0.95], True),  # not each with the first that is near
+        ([1, 1.0], [1.0, 1], True),
+        ([1, 1.0], [1.0, 1.0], False),
+        ([[0.5], "a", "a"], ["a", [0.55], "a"], True),
+        ([["a"], ["a"], ["b"]], [["a"], ["b"], ["b"]], False),
+        ([[float("nan")], 1], [1, [float("nan")]], False),
+        ([[float("nan")], "a"], [[float("nan")], "a"], False),
+        ([True, "a"], ["a", 1], False),
+        ([{"a": 1, "b": 2}, 1], [1, {"b": 2, "a": 1}], True),
+    ],
+)
+def test_lists_in_any_order(expected, actual, same):
+    assert values_match(Rule("unordered", absolute=0.1), expected, actual) is same

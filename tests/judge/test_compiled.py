@@ -128,6 +128,18 @@ def test_a_compiled_checker(judge):
     assert statuses[2] is Status.JUDGE_ERROR  # the checker divides by zero
 
 
+def test_the_compilers_work_for_a_program_is_bounded(judge):
+    start = time.monotonic()
+    flood = "\n".join(f'_Pragma("message \\"{"x" * 2000}\\"")' for _ in range(200))
+    errors = "\n".join(f"x{i} y;" for i in range(20_000))
+    table = 'int a[30000000] = {1}; int main() { puts("3"); }'
+    for body in (f"{flood}\n{errors}\nint main() {{}}", table):
+        (verdict,) = judge.run(cpp(body), [StdioTest("", "3")])
+        assert verdict.status is Status.COMPILE
+        assert len(verdict.detail) <= 500
+    assert time.monotonic() - start < 30
+
+
 def test_functions_are_not_called_in_compiled_programs(judge):
     with pytest.raises(UserError, match="output only"):
         judge.submit(cpp("int f() { return 1; }"), [CallTest("f", [], 1)])

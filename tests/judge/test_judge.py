@@ -114,6 +114,25 @@ def test_each_solution_has_its_own_limits(judge):
     program = "def f(): return len(bytearray(400 << 20))"
     test = [CallTest("f", [], 400 << 20)]
     for megabytes, status in ((600, Status.OK), (300, Status.MEMORY), (600, Status.OK)):
-        (verdict,) = judge.run(program, test, Limits(memory_mb=megabytes, cpu_seconds=5.0))
+        (verdict,) = judge.run(program, test, Limits(5.0, 60.0, memory_mb=megabytes))
         assert verdict.status is status, megabytes
         program += " "  # another one, or the verdict would be remembered
+
+
+def test_expensive_solutions_go_first_but_cheap_ones_do_not_wait_for_ever():
+    ended = []
+
+    def queue(judge, name, seconds):
+        test, limits = [CallTest("f", [], 1)], Limits(cpu_seconds=seconds)
+        future = judge.submit(f"def f(): return 1 # {name}", test, limits)
+        future.add_done_callback(lambda _: ended.append(name))
+        return future
+
+    with Judge() as judge:
+        judge.submit("import time\ndef f(): time.sleep(0.8)", [CallTest("f", [], None)])
+        futures = [queue(judge, "cheap", 0.1), queue(judge, "dear", 0.2)]
+        time.sleep(0.4)
+        futures += [queue(judge, "dear, late", 0.3)]
+        for future in futures:
+            assert future.result(timeout=60).passed == (True,)
+    assert ended == ["dear", "cheap", "dear, late"]

@@ -88,22 +88,20 @@ def outcomes(judge, zoo):
     return {name: outcome(future.result(120)) for name, future in futures.items()}
 
 
-def same_there_and_here(service, zoo):
-    with RemoteJudge([service.url]) as remote, Judge(2) as local:
-        there, here = outcomes(remote, zoo), outcomes(local, zoo)
-    assert there == here
-    return {status for found in here.values() for status, *_ in found}
-
-
 def test_the_verdicts_are_those_of_a_judge_in_process(service):
-    found = same_there_and_here(service, ZOO)
-    assert found == set(Status) - {Status.UNPARSEABLE}
+    with RemoteJudge([service.url]) as remote, Judge(2) as local:
+        there, here = outcomes(remote, ZOO), outcomes(local, ZOO)
+    assert there == here
+    statuses = {status for found in here.values() for status, *_ in found}
+    assert statuses == set(Status) - {Status.UNPARSEABLE}
 
 
 @pytest.mark.slow
-def test_the_verdicts_on_compiled_programs_too(service):
-    found = same_there_and_here(service, COMPILED)
-    assert found == {Status.OK, Status.COMPILE}
+def test_compiled_programs_and_their_files_reach_the_service(service):
+    with RemoteJudge([service.url]) as judge:
+        found = outcomes(judge, COMPILED)
+    statuses = {name: {status for status, *_ in tests} for name, tests in found.items()}
+    assert statuses == {"c++": {Status.OK}, "files": {Status.OK}, "no c++": {Status.COMPILE}}
 
 
 def test_bad_tests_are_refused_at_once(service):
@@ -271,7 +269,8 @@ def test_what_ends_a_service_does_not_take_others_with_it(monkeypatch):
 @pytest.mark.slow
 def test_a_full_service_is_waited_for(start_service):
     with start_service("--workers", "1", "--max-queue", "8") as service:
-        judges = [RemoteJudge([service.url]) for _ in range(3)]
+        patient = Limits(cpu_seconds=10.0, wall_seconds=60.0)  # other work may keep the cores busy
+        judges = [RemoteJudge([service.url], limits=patient) for _ in range(3)]
         futures = [judge.submit(f"print({n})", [StdioTest("", "7")])
                    for n in range(60) for judge in judges]  # fmt: skip
         found = collections.Counter(future.result(120).tests[0].status for future in futures)
@@ -292,7 +291,7 @@ def test_a_lost_service_is_replaced_by_the_other_or_by_its_successor(start_servi
 
         def submit(start):
             program, tests = "import time; time.sleep(0.02); print({} % 2)", [StdioTest("", "1")]
-            futures = [judge.submit(program.format(n), tests) for n in range(start, start + 150)]
+            futures = [judge.submit(program.format(n), tests) for n in range(start, start + 100)]
             for number, future in enumerate(futures, start):
                 future.add_done_callback(lambda done, n=number: verdicts.update([(n, done)]))
             return futures
@@ -300,13 +299,13 @@ def test_a_lost_service_is_replaced_by_the_other_or_by_its_successor(start_servi
         futures = submit(0)
         futures[5].result(60)
         first.process.kill()
-        assert [all(future.result(120).passed) for future in futures] == [False, True] * 75
+        assert [all(future.result(120).passed) for future in futures] == [False, True] * 50
         second.process.send_signal(signal.SIGTERM)
-        futures = submit(150)
+        futures = submit(100)
         assert second.process.wait(60) == 0
         stack.enter_context(start_service(port=first.port))
-        assert [all(future.result(120).passed) for future in futures] == [False, True] * 75
-    assert len(verdicts) == 300
+        assert [all(future.result(120).passed) for future in futures] == [False, True] * 50
+    assert len(verdicts) == 200
     assert set(verdicts.values()) == {1}
 
 
@@ -315,9 +314,8 @@ def test_the_reward_pool_judges_there(service):
                "tests": [{"args": [i], "expected": i * i} for i in range(4)]}  # fmt: skip
     with RewardPool(grading=Grading("soft"), judge_at=service.url) as pool:
         before = service.metric('requests_total{outcome="completed"}')
-        pool.submit("half", problem, "```python\ndef f(x): return x\n```")
-        [(key, result)] = pool.wait(60)
-    assert (key, result.score) == ("half", 0.5)
+        result = pool.score(problem, "```python\ndef f(x): return x\n```").result(60)
+    assert result.score == 0.5
     assert service.metric('requests_total{outcome="completed"}') == before + 1
 
 

@@ -166,6 +166,21 @@ def test_a_client_that_leaves_takes_nothing_with_it(start_service):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_clients_that_leave_cannot_fill_the_memory(start_service):
+    # What they sent is kept until it is judged, so it still counts against the room for bodies.
+    with start_service("--workers", "8", "--max-body-bytes", "1000") as service:
+        for number in range(16):
+            program = f"import time; time.sleep(4) #{number}"
+            content = json.dumps(body({"id": "a", "program": program})).encode().ljust(1000)
+            with pytest.raises(httpx.ReadTimeout):
+                post(service, content, timeout=0.1)
+        assert post(service, body(ECHO)).status_code == 503
+        wait_for(lambda: post(service, body(ECHO)).status_code == 200)
+        service.process.send_signal(signal.SIGINT)
+        assert service.process.wait(timeout=10) == 0
+
+
 def test_sigterm_lets_running_requests_end_and_refuses_new_ones(start_service):
     with start_service() as service, concurrent.futures.ThreadPoolExecutor() as pool:
         running = pool.submit(post, service, body(SLEEPER))

@@ -154,3 +154,10 @@ def test_a_failure_of_the_judge_is_no_zero():
         score([OK, failed, OK], LEVELS, "soft")
     with pytest.raises(UserError, match="no verdicts"):
         score([], None, "soft")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_levels_score_that_is_no_number_is_no_reward(bad):
+    # NaN compares as neither too small nor too large: it became a reward of 1.
+    with pytest.raises(UserError, match="as many scores"):
+        Grading("soft", level_scores=(1, bad)).reward([True, False], [[0], [1]])

@@ -8,9 +8,12 @@ import torch
 
 from openmimo.config.schema import RLConfig
 from openmimo.data.documents import read_records, write_records
+from openmimo.judge import Limits
 from openmimo.model.checkpoint import save_model
 from openmimo.model.mimo import MiMo
+from openmimo.rewards.pool import RewardPool
 from openmimo.rl import difficulty
+from openmimo.rollout.driver import Patience, RolloutDriver
 from openmimo.runs import Run
 from openmimo.tokenizer import Tokenizer
 
@@ -50,13 +53,9 @@ def test_levels_follow_the_settings() -> None:
     assert by[4, "quantile"] == [[0, 1, 2], [3]]
 
 
-def test_answers_without_a_program_solve_nothing(
-    taught: tuple[MiMo, Tokenizer, list[dict[str, Any]]],
-    make_recipe: Any,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """In a context that leaves some room after the longest prompt, less than max_new_tokens."""
+@pytest.fixture
+def run(taught: tuple[MiMo, Tokenizer, list[dict[str, Any]]], tmp_path: Path) -> Run:
+    """A run in which `difficulty` is next, with two code problems and one of mathematics."""
     model, tokenizer, problems = taught
     code = [
         {**problem, "domain": "code", "entry_point": "f", "tests": TESTS, "levels": None}
@@ -72,6 +71,13 @@ def test_answers_without_a_program_solve_nothing(
         else:
             save_model(model, stage.dir / "model", torch.float32)
         stage.finish()
+    return run
+
+
+def test_answers_without_a_program_solve_nothing(
+    run: Run, make_recipe: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a context that leaves some room after the longest prompt, less than max_new_tokens."""
     difficulty.run(make_recipe(max_new_tokens=1000, level_samples=2), run)
     assert "solved 0 of 4 attempts" in capsys.readouterr().out
     file = run.dir / "stages" / "difficulty" / "problems.jsonl"
@@ -79,3 +85,28 @@ def test_answers_without_a_program_solve_nothing(
     assert [problem["id"] for problem in graded] == ["p0", "p1", "p2"]
     assert graded[0]["pass_rates"] == [0.0] * 4
     assert "levels" not in graded[2]
+
+
+def test_other_limits_of_programs_measure_again_and_leave_them_time(
+    run: Run, make_recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits, deadlines = [], []
+
+    class Pool(RewardPool):
+        def __init__(self, judge: Limits, **options: Any) -> None:
+            limits.append((judge.cpu_seconds, judge.memory_mb))
+            super().__init__(judge=judge, **options)
+
+    class Driver(RolloutDriver):
+        def __init__(self, *arguments: Any, patience: Patience) -> None:
+            deadlines.append(patience.reward)
+            super().__init__(*arguments, patience=patience)
+
+    monkeypatch.setattr(difficulty, "RewardPool", Pool)
+    monkeypatch.setattr(difficulty, "RolloutDriver", Driver)
+    for changes in {}, {"test_seconds": 9.0}, {"test_memory_mb": 999}, {"test_memory_mb": 999}:
+        difficulty.run(make_recipe(level_samples=1, **changes), run)
+    solvers = len(difficulty.SOLVERS)
+    assert limits[::solvers] == [(0.5, 256), (9.0, 256), (0.5, 999)], "the last was done already"
+    assert deadlines[0] == deadlines[-1] == Patience().reward + 5.0 * len(TESTS)
+    assert deadlines[solvers] == Patience().reward + 90.0 * len(TESTS)

@@ -74,8 +74,8 @@ def test_levels_and_their_scores_reach_the_reward(run: Run, tmp_path: Path) -> N
     """A wrong answer to one test of the level that is worth three of four."""
     (problem,) = read_problems(written(tmp_path, ".parquet", [CODE]), run)
     with RewardPool(grading=Grading("soft")) as pool:
-        pool.submit(0, problem, "```python\ndef f(x):\n    return min(x, 1)\n```")
-        ((_, verdict),) = pool.wait(60)
+        program = "```python\ndef f(x):\n    return min(x, 1)\n```"
+        verdict = pool.score(problem, program).result(60)
     assert verdict.score == pytest.approx(1 / 4 + 3 / 4 / 2)
 
 

@@ -15,6 +15,7 @@ from openmimo.rollout.simulator.published import TABLE_2, overall_speedup
 from openmimo.rollout.simulator.settings import SETTINGS
 from openmimo.rollout.simulator.table import rows
 from openmimo.rollout.simulator.trace import TraceWriter
+from openmimo.rollout.timeline import read_timelines
 
 
 def test_figures_of_each_policy_as_json(tmp_path: Path) -> None:
@@ -38,7 +39,10 @@ def test_a_recorded_trace_is_replayed(tmp_path: Path, capsys: pytest.CaptureFixt
         for step in range(2):
             for n in range(6):
                 writer.write(step, f"p{n}", [10 + n, 40], [1.0, float(n % 2)], [0.1, 0.1])
-    main(["rollout-bench", "--trace", str(path), "--engines", "2", "--policies", "ours_mtp"])
+    steps = tmp_path / "steps.jsonl"
+    more = ["--engines", "2", "--policies", "ours_mtp", "--timeline", str(steps)]
+    main(["rollout-bench", "--trace", str(path), *more])
+    assert [step.name for step in read_timelines(steps)] == ["naive", "ours_mtp"]
     shown = capsys.readouterr().out
     assert "2 engines, 2 steps" in shown
     assert "ours_mtp" in shown

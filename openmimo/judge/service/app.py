@@ -21,6 +21,7 @@ from openmimo.judge.service.wire import BadBodyError, encode_verdict, parse_batc
 from openmimo.web.errors import ApiError
 from openmimo.web.http import (
     Bodies,
+    DisconnectedError,
     KeyGuard,
     bug,
     carry_out,
@@ -104,13 +105,18 @@ class _Judging:
     async def _answer(self, request: Request, send: Send, receive: Receive) -> None:
         parts = self._parts
         parts.desk.check_open(1)  # before the body is read, which may take long
-        # The body keeps its room until the verdicts have come: so the memory of all that waits
-        # has a bound too.
+        # The body keeps its room until the verdicts have come, whoever still waits for them: so the
+        # memory of all that waits has a bound too.
         async with parts.bodies.read(request) as body:
             solutions = await asyncio.to_thread(parse_batch, body)
             async with parts.desk.judged(solutions) as flight:
                 del solutions, body
-                await while_connected(receive, _send_verdicts(request, send, flight))
+                try:
+                    await while_connected(receive, _send_verdicts(request, send, flight))
+                except DisconnectedError:
+                    parts.desk.abandon(flight)
+                    await flight.over.wait()
+                    raise
 
 
 async def _send_verdicts(request: Request, send: Send, flight: Flight) -> None:

@@ -83,10 +83,7 @@ class RemoteJudge:
         stop_at_failure: bool = False,
     ) -> Future[SolutionVerdict]:
         """Send a program to be judged: see `Judge.submit`."""
-        if isinstance(program, str):
-            program = Program(program)
-        tests = tuple(tests)
-        check_solution(program, tests, range(len(tests)) if order is None else order)
+        program, tests, _ = check_solution(program, tests, order)
         id = str(next(self._numbers))
         suite = encode_suite(tests, limits or self._limits)
         fields = encode_solution(id, program, order, stop_at_failure)

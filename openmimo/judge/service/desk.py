@@ -20,10 +20,15 @@ News = list[tuple[str, SolutionVerdict]]
 
 
 class Flight:
-    """The solutions of one request."""
+    """The solutions of one request.
+
+    over: set once all are judged, also where nobody reads the verdicts any more, or the service
+        ends.
+    """
 
     def __init__(self, solutions: int) -> None:
-        self._left = solutions
+        self._left = self._unjudged = solutions
+        self.over = asyncio.Event()
         self._news: asyncio.Queue[tuple[str, SolutionVerdict] | ApiError] = asyncio.Queue()
 
     async def news(self, seconds: float) -> News | None:
@@ -44,6 +49,12 @@ class Flight:
             found.append(_verdict(self._news.get_nowait()))
         self._left -= len(found)
         return found
+
+    def judged(self, solutions: int) -> None:
+        """So many more need no judge."""
+        self._unjudged -= solutions
+        if not self._unjudged:
+            self.over.set()
 
     def put(self, news: tuple[str, SolutionVerdict] | ApiError) -> None:
         """A verdict, or why no more will come."""
@@ -66,7 +77,8 @@ class Desk:
     def __init__(self, judge: Judge, most: int, metrics: Metrics) -> None:
         self._judge, self._most, self._metrics = judge, most, metrics
         self._loop = asyncio.get_running_loop()
-        self._flights: set[Flight] = set()
+        self._flights: set[Flight] = set()  # with a reader
+        self._unjudged: set[Flight] = set()
         self.in_flight = 0
         self.draining = False
 
@@ -92,12 +104,17 @@ class Desk:
         self.in_flight += len(solutions)
         flight = Flight(len(solutions))
         self._flights.add(flight)
+        self._unjudged.add(flight)
         try:
             # In a thread: to hash long tests takes a while, and others wait for this loop.
             await asyncio.to_thread(self._submit, solutions, flight)
             yield flight
         finally:
             self._flights.discard(flight)
+
+    def abandon(self, flight: Flight) -> None:
+        """Its reader has left: a stop does not wait for it."""
+        self._flights.discard(flight)
 
     async def drain(self, seconds: float) -> None:
         """Take nothing more, and return once all replies are complete or told that they end.
@@ -110,6 +127,8 @@ class Desk:
             await asyncio.sleep(0.05)
         for flight in self._flights:
             flight.put(_ending())
+        for flight in self._unjudged:
+            flight.over.set()
 
     def _submit(self, solutions: Sequence[Solution], flight: Flight) -> None:
         submitted = 0
@@ -122,7 +141,7 @@ class Desk:
                 submitted += 1
                 future.add_done_callback(settle)
         finally:
-            self._call(self._release, len(solutions) - submitted)
+            self._call(self._release, flight, len(solutions) - submitted)
 
     def _call(self, function: object, *arguments: object) -> None:
         """Call a method on the event loop, from any thread."""
@@ -133,12 +152,15 @@ class Desk:
         self, flight: Flight, id: str, began: float, future: Future[SolutionVerdict]
     ) -> None:
         verdict = future.result()
-        self._release(1)
+        self._release(flight, 1)
         self._metrics.judged(verdict, time.monotonic() - began)
         flight.put((id, verdict))
 
-    def _release(self, solutions: int) -> None:
+    def _release(self, flight: Flight, solutions: int) -> None:
         self.in_flight -= solutions
+        flight.judged(solutions)
+        if flight.over.is_set():
+            self._unjudged.discard(flight)
 
 
 def _ending() -> ApiError:

@@ -15,7 +15,7 @@ from typing import Any
 from openmimo.errors import shown
 from openmimo.judge.service.host import BusyError, Host, LostError, RefusedError
 from openmimo.judge.service.wire import encode_batch
-from openmimo.judge.verdict import SolutionVerdict, Status, Verdict
+from openmimo.judge.verdict import SolutionVerdict
 
 WINDOW_SECONDS = 0.005
 """What is submitted within it travels together."""
@@ -51,8 +51,7 @@ class Item:
 
     def fail(self, detail: str) -> None:
         """Nobody can tell."""
-        failure = Verdict(Status.JUDGE_ERROR, detail)
-        self.future.set_result(SolutionVerdict((failure,) * self.tests))
+        self.future.set_result(SolutionVerdict.failed(self.tests, detail))
 
 
 class Dispatcher:
@@ -158,7 +157,8 @@ class Dispatcher:
                     self._settle(left, *news)
             if left:
                 raise LostError("its reply ended early", accepted=True)
-        except BusyError as error:
+        except BusyError as error:  # full of others' work, so it lives
+            self._sign = time.monotonic()
             host.rest(str(error), error.seconds)
         except RefusedError as error:
             self._refused(left, f"{host.url}: {error}")

@@ -35,6 +35,9 @@ from pydantic import (
 from openmimo.errors import UserError, shown
 from openmimo.judge import cases
 from openmimo.judge.cases import (
+    MAX_MEMORY_MB,
+    MAX_OUTPUT_BYTES,
+    MAX_SECONDS,
     AssertTest,
     CallTest,
     Checker,
@@ -47,9 +50,6 @@ from openmimo.judge.cases import (
 from openmimo.judge.compare import FLOATS, TOKENS, Rule, RuleName
 from openmimo.judge.verdict import SolutionVerdict, Status, Verdict
 
-MAX_SECONDS = 3600.0
-MAX_MEMORY_MB = 1 << 20
-MAX_OUTPUT_BYTES = 1 << 30
 MAX_ID = 200  # characters
 
 Form = TypeVar("Form", bound=BaseModel)
@@ -254,9 +254,7 @@ def parse_batch(body: bytes) -> list[Solution]:
 
 
 def _solution(form: _SolutionForm, tests: tuple[Test, ...], limits: Limits) -> Solution:
-    order = tuple(range(len(tests)) if form.order is None else form.order)
-    program = form.program.build()
-    check_solution(program, tests, order)
+    program, tests, order = check_solution(form.program.build(), tests, form.order)
     return Solution(form.id, program, tests, limits, order, form.stop_at_failure)
 
 

@@ -3,14 +3,16 @@
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from openmimo.rollout.simulator.measure import Measures
 from openmimo.rollout.simulator.published import overall_speedup
 from openmimo.rollout.simulator.settings import Setting
+from openmimo.rollout.simulator.simulate import simulate
 from openmimo.rollout.simulator.table import Row, rows, run_rows, validation_rows
 from openmimo.rollout.simulator.trace import StepTrace
+from openmimo.rollout.timeline import StepTimeline
 
 Runs = Mapping[str, Sequence[Measures]]
 """Of each row, a step a seed; all rows have the same traces."""
@@ -88,6 +90,19 @@ def replayed(
     with ProcessPoolExecutor(workers) as pool:
         each = list(pool.map(partial(_one_trace, setting, names), traces))
     return _by_row([training for training, _ in each]), _by_row([valid for _, valid in each])
+
+
+def timelines(
+    setting: Setting, names: Sequence[str], trace: StepTrace | None
+) -> list[StepTimeline]:
+    """A step of each of the rows `names`, of a trace or of the first seed: for the trace view."""
+    trace = trace or setting.world.step(0)
+    steps = []
+    for name, row in _rows(names).items():
+        cluster = setting.drafting if row.drafts else setting.cluster
+        step = simulate(trace, row.policy, cluster, row.validity)
+        steps.append(replace(step.timeline, name=name))
+    return steps
 
 
 def _one_seed(

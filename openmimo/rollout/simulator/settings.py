@@ -68,7 +68,7 @@ class Setting:
             max(1, round(share * self.cluster.reward_workers)),
             max(1, round(share * self.cluster.serial_rewards)),
         )
-        return replace(self, about=f"{self.about}, {engines} engines", cluster=cluster)
+        return replace(self, cluster=cluster)
 
     def of(self, about: str, **changes: float) -> "Setting":
         """The same with another kind of work; `changes`: of `World`."""
@@ -76,7 +76,7 @@ class Setting:
 
 
 REPORT = Setting(
-    "the report's Table 2: 512 prompts of 16 samples on 256 engines",
+    "512 prompts of 16 samples, as in the report's Table 2",
     World(
         median_tokens=2500, between=0.4, within=0.8, difficulty=0.0, pass_rate=0.5,
         reward_seconds=0.1, code_seconds=1.0,

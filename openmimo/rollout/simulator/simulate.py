@@ -45,7 +45,6 @@ class SimulatedStep:
     done: Done
     timeline: StepTimeline
     scores: dict[int, list[float | None]]
-    scheduler: StepScheduler
 
 
 Happening = Literal["row", "reward", "down", "up"]
@@ -71,7 +70,7 @@ class Simulation:
             trace.prompts_per_step, trace.group_size, sum(slots), len(trace.prompts), validity,
             max_losses=self._faults.max_losses,
         )  # fmt: skip
-        self.scheduler = StepScheduler(
+        self._scheduler = StepScheduler(
             settings, policy, trace.history, lambda index: trace.prompts[index].prospect
         )
         self._placement = PLACEMENTS[policy.places](slots)
@@ -101,14 +100,14 @@ class Simulation:
             self._later(time, "down", engine)
             self._later(time + seconds, "up", engine)
         now = 0.0
-        self._carry_out(self.scheduler.start(), now)
+        self._carry_out(self._scheduler.start(), now)
         while self._done is None:
             now, _, what, a, b, version = heapq.heappop(self._queue)
             self._happen(what, a, b, version, now)
         timeline = self._recorder.finish(self._done, self._aborted, now)
-        left = [n for n in range(self.scheduler.launched) if n not in self._aborted]
-        scores = {index: self.scheduler.scores(index) for index in left}
-        return SimulatedStep(self._done, timeline, scores, self.scheduler)
+        left = [n for n in range(self._scheduler.launched) if n not in self._aborted]
+        scores = {index: self._scheduler.scores(index) for index in left}
+        return SimulatedStep(self._done, timeline, scores)
 
     def _happen(self, what: Happening, a: int, b: int, version: int, now: float) -> None:
         match what:
@@ -170,7 +169,7 @@ class Simulation:
         self._by[prompt, sample] = engine
         tokens = self._trace.prompts[prompt].tokens[sample]
         self._recorder.end("generate", prompt, sample, now, tokens)
-        self._carry_out(self.scheduler.handle(Generated(prompt, sample, tokens)), now)
+        self._carry_out(self._scheduler.handle(Generated(prompt, sample, tokens)), now)
 
     def _leave(self, sample: Sample) -> None:
         engine, tokens = self._at.pop(sample)
@@ -213,7 +212,7 @@ class Simulation:
             self._carry_out([], now)
         else:
             score = self._trace.prompts[prompt].scores[sample] if outcome == "score" else None
-            self._carry_out(self.scheduler.handle(Scored(prompt, sample, score)), now)
+            self._carry_out(self._scheduler.handle(Scored(prompt, sample, score)), now)
 
     def _free(self, key: Sample) -> None:
         worker = self._scoring.pop(key)
@@ -248,7 +247,7 @@ class Simulation:
         self._engines[engine] = SimulatedEngine(self._cluster.speed, now)
         self._version[engine] += 1
         for prompt, sample in rows:
-            self._carry_out(self.scheduler.handle(Lost(prompt, sample)), now)
+            self._carry_out(self._scheduler.handle(Lost(prompt, sample)), now)
 
 
 def simulate(
