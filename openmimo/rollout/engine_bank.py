@@ -73,7 +73,6 @@ class EngineBank:
         self._held: dict[str, _Held] = {}
         self._restarted = [0] * len(workers)
         self._alive = [True] * len(workers)  # or coming back
-        self._coming: set[int] = set()  # engines that are being made
         self._closing = False
         self._pumps: list[asyncio.Task[None]] = []
         for number, worker in enumerate(workers):
@@ -105,7 +104,7 @@ class EngineBank:
                 self._release(each)
 
     async def close(self, seconds: float) -> None:
-        """End all requests and wait for the engines to be empty, but not for those being made.
+        """End all requests and wait for the engines to be empty, but not for those started again.
 
         Raises:
             UserError: an engine does not stop within so many seconds.
@@ -114,8 +113,9 @@ class EngineBank:
         for worker in self._workers:
             worker.abort(list(worker.in_flight))
             worker.wake()
-        for number in self._coming:
-            self._pumps[number].cancel()
+        for worker, pump in zip(self._workers, self._pumps, strict=True):
+            if worker.broken is not None:  # it is being made, or gets its weights
+                pump.cancel()
         _, late = await asyncio.wait(self._pumps, timeout=seconds)
         if late:
             dump_stacks()
@@ -182,18 +182,18 @@ class EngineBank:
         while restart is not None and self._restarted[number] < self._most_restarts:
             self._restarted[number] += 1
             try:
-                self._coming.add(number)
                 await worker.replace(restart)
-                self._coming.discard(number)
                 if self._weights is not None:
                     await worker.update_weights(self._weights)
             except Exception as error:
-                self._coming.discard(number)
                 worker.broken = error
                 continue
             worker.broken = None
             self._placement.up(number)
-            self._listener.room()
+            try:
+                self._listener.room()
+            except Exception as error:  # not the engine's fault
+                self._listener.failed(error)
             return True
         self._alive[number] = False
         if not any(self._alive):

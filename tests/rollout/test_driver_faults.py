@@ -313,6 +313,77 @@ def test_an_error_of_the_caller_comes_out_as_it_is() -> None:
         driver.collect(SETTINGS, draw)
 
 
+@pytest.mark.parametrize("lag", [None, 3])
+@pytest.mark.parametrize("beside", [False, True])
+def test_an_error_in_on_sample_ends_the_step(lag: int | None, beside: bool) -> None:
+    """The event loop would log it, and the step stand still until its deadline."""
+
+    def full(*_: Any) -> None:
+        raise OSError("disk full")
+
+    coming = prompts()
+    fillers = [prompt for prompt, _ in zip(prompts(), range(3), strict=False)]
+    background = Background(fillers, request, decode, full) if beside else None
+    seats = [EngineSeat(Counting(), 64)]
+    with (
+        RolloutDriver(seats, Rewards(), decode, request, lag, SHORT) as driver,
+        pytest.raises(OSError, match="disk full"),
+    ):
+        on_sample = None if beside else full
+        driver.collect(SETTINGS, lambda: next(coming), on_sample=on_sample, background=background)
+
+
+def test_an_error_in_a_request_to_a_new_engine_ends_the_step() -> None:
+    made: list[Counting] = []
+
+    def restart() -> Counting:
+        made.append(Counting())
+        return made[-1]
+
+    def faulty(prompt: Prompt, sample: int, request_id: RequestId) -> Request:
+        if made:
+            raise KeyError("no such prompt")
+        return request(prompt, sample, request_id)
+
+    coming = prompts()
+    seats = [EngineSeat(Counting(life=3), 64, restart)]
+    with (
+        RolloutDriver(seats, Rewards(), decode, faulty, patience=SHORT) as driver,
+        pytest.raises(KeyError, match="no such prompt"),
+    ):
+        driver.collect(SETTINGS, lambda: next(coming))
+
+
+def test_a_step_without_engines_says_why_they_are_down() -> None:
+    over = threading.Event()
+
+    def restart() -> Counting:
+        over.wait(20)
+        return Counting()
+
+    patience = Patience(silence=0.5, drain=5)
+    try:
+        with pytest.raises(UserError, match="nothing was running; engine 0 is down: out of order"):
+            collect([EngineSeat(Counting(life=3), 64, restart)], patience=patience)
+    finally:
+        over.set()
+
+
+def test_an_interrupt_does_not_wait_for_rewards_that_nobody_needs() -> None:
+    """A reward of an aborted prompt that is not due yet is no reason to go on."""
+    settings = replace(SETTINGS, prompts_per_step=2, max_running_samples=300)
+    ended = []
+    for looks in (5, 11, 17, 23):
+        coming = prompts()
+        seats = [EngineSeat(Counting(), 300)]
+        with RolloutDriver(seats, Rewards(), decode, request, 12, SHORT) as driver:
+            policy, interrupt = Ours(confidence=1 - 1e-9), Later(looks)
+            ended.append(
+                driver.collect(settings, lambda: next(coming), policy, interrupt=interrupt)
+            )
+    assert ended[0] is None
+
+
 def test_launching_early_and_late_rewards_change_nothing(expected: list[Any]) -> None:
     for lag, confidence in ((0, 0.1), (7, 0.5), (None, 0.999)):
         policy = Ours(confidence=confidence)
