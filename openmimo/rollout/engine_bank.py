@@ -22,6 +22,9 @@ Restart = Callable[[], InferenceEngine] | None
 class Listener(Protocol):
     """Whoever gives requests to the bank."""
 
+    def stepped(self, steps: int) -> None:
+        """An engine made so many decode steps; what finished with the last one is told next."""
+
     def finished(self, completion: Completion) -> None:
         """A request has its answer, or the engine gave it up."""
 
@@ -37,8 +40,8 @@ class Listener(Protocol):
     def most_steps(self) -> int:
         """How many decode steps an engine may make before it must report."""
 
-    def advanced(self, worker: EngineWorker, steps: int) -> Awaitable[None]:
-        """An engine made so many decode steps; it goes on when this returns."""
+    def advanced(self, worker: EngineWorker) -> Awaitable[None]:
+        """All that came of an engine's steps is told; it goes on when this returns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +157,12 @@ class EngineBank:
             for completion in advance.completions:
                 self._release(str(completion.request_id))
             try:
+                self._listener.stepped(advance.steps)
                 for completion in advance.completions:
                     self._listener.finished(completion)
                 if advance.completions:
                     self._listener.room()
-                await self._listener.advanced(worker, advance.steps)
+                await self._listener.advanced(worker)
             except Exception as error:  # not the engine's fault
                 self._listener.failed(error)
                 return

@@ -123,6 +123,9 @@ class RunningStep:
 
     # What the engines say (`engine_bank.Listener`).
 
+    def stepped(self, steps: int) -> None:
+        self._clock += steps
+
     def finished(self, completion: Completion) -> None:
         name = str(completion.request_id)
         if self.background.owns(name):
@@ -151,7 +154,9 @@ class RunningStep:
             start = self._waiting.popleft()
             if start.prompt_index not in self._aborted:
                 self._start(start)
-        if not self._stopping and not self._waiting and not self._scheduler.waiting_samples:
+        idle = not (self._stopping or self._waiting or self.background.complete)
+        # Several samples may have ended of which the scheduler knows one: others may need the slots.
+        if idle and self._bank.free and not self._scheduler.waiting_samples:
             for request in self.background.fill(self._bank.free):
                 self._bank.submit(request, -1, 1.0)
 
@@ -162,9 +167,8 @@ class RunningStep:
     def most_steps(self) -> int:
         return max(1, self._due[0][0] - self._clock) if self._due else MOST_STEPS
 
-    async def advanced(self, worker: EngineWorker, steps: int) -> None:
+    async def advanced(self, worker: EngineWorker) -> None:
         self._watchdog.heard()
-        self._clock += steps
         if self.interrupt is not None and self.interrupt.requested:
             self._stop_generating()
         if self.lag is not None:

@@ -73,7 +73,7 @@ def test_an_engine_that_is_started_again_has_the_newest_weights(
 
     def restart() -> Learning:
         # Longer and longer: a sample that is lost again and again is given up.
-        made.append(Learning(life + 8 * len(made)))
+        made.append(Learning(life + 24 * len(made)))
         return made[-1]
 
     seats = EngineSeat(Learning(life), 30, restart), EngineSeat(Learning(), 30)
