@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openmimo.cli_plan import write_json
 from openmimo.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ def rollout_bench(options: argparse.Namespace) -> None:
     from openmimo.rollout.timeline import write_timelines
 
     _check_real(options)
+    _check_files(options)
     for name in ("engines", "seeds", "workers", "steps"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -81,7 +84,11 @@ def rollout_bench(options: argparse.Namespace) -> None:
         write_timelines(options.timeline, timelines(setting, names, first))
     if options.json != "-":
         _print(options, setting, training, validation)
-    real = _measure_real(options) if options.real else None
+    real = None
+    if options.real:
+        # Progress is told on standard output, which with `--json -` is for the figures alone.
+        with redirect_stdout(sys.stderr if options.json == "-" else sys.stdout):
+            real = _measure_real(options)
     if options.json:
         _write(options.json, summary(training), real)
     if options.json != "-" and real:
@@ -100,6 +107,15 @@ def _check_real(options: argparse.Namespace) -> None:
         raise UserError(f"--real needs --problems FILE, such as {hint}")
     if not options.problems.is_file():
         raise UserError(f"no file {options.problems}")
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """Before minutes of work, that what comes of them can be written."""
+    for file in (options.json, options.record):
+        if file in (None, "-"):
+            continue
+        if not Path(file).parent.is_dir() or Path(file).is_dir():
+            raise UserError(f"cannot write {file}: name a file in a folder that is there")
 
 
 def _measure_real(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -202,8 +218,4 @@ def _write(file: str, rows: Mapping[str, TableRow], real: dict[str, Any] | None)
     }
     if real:
         report["real"] = real
-    text = json.dumps(report, indent=1)
-    if file == "-":
-        print(text)
-    else:
-        Path(file).write_text(text + "\n")
+    write_json(file, report)

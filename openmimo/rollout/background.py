@@ -93,9 +93,14 @@ class Background:
         return requests
 
     def score(
-        self, request_id: str, completion: Completion, line: RewardLine, ended: Callable[[], None]
+        self,
+        request_id: str,
+        completion: Completion,
+        line: RewardLine,
+        ended: Callable[[Exception | None], None],
     ) -> None:
-        """A request has its answer; `ended` is called when its verdict is there."""
+        """A request has its answer; `ended` is called when its verdict was used, with the error if
+        there was one."""
         number, sample = self._running.pop(request_id)
         prompt = self._prompts[number]
         task = asyncio.create_task(self._verdict(prompt, completion, line))
@@ -103,10 +108,15 @@ class Background:
 
         def use(task: asyncio.Task[Verdict]) -> None:
             self._verdicts.discard(task)
-            if not task.cancelled():
+            if task.cancelled():
+                return
+            try:
                 if self._on_sample is not None:
                     self._on_sample(prompt, sample, completion, task.result())
-                ended()
+            except Exception as error:  # the event loop would log it and nothing else
+                ended(error)
+            else:
+                ended(None)
 
         task.add_done_callback(use)
 

@@ -49,14 +49,15 @@ class Patience:
     """Deadlines of a step, in seconds.
 
     reward: for one verdict, after which the sample counts as unscorable.
-    silence: longest time without any news, after which the step fails.
+    silence: longest time without any news, after which the step fails. Longer than an engine on
+        another machine is waited for (600 s) and then started again (300 s), so that this is tried.
     drain: for engines to end their aborted samples when the step is over.
     rewards: verdicts worked on at once.
     restarts: of one engine in one step.
     """
 
     reward: float = 120.0
-    silence: float = 600.0
+    silence: float = 1200.0
     drain: float = 60.0
     rewards: int = 1024
     restarts: int = 3

@@ -22,6 +22,9 @@ Restart = Callable[[], InferenceEngine] | None
 class Listener(Protocol):
     """Whoever gives requests to the bank."""
 
+    def stepped(self, steps: int) -> None:
+        """An engine made so many decode steps; what finished with the last one is told next."""
+
     def finished(self, completion: Completion) -> None:
         """A request has its answer, or the engine gave it up."""
 
@@ -37,8 +40,8 @@ class Listener(Protocol):
     def most_steps(self) -> int:
         """How many decode steps an engine may make before it must report."""
 
-    def advanced(self, worker: EngineWorker, steps: int) -> Awaitable[None]:
-        """An engine made so many decode steps; it goes on when this returns."""
+    def advanced(self, worker: EngineWorker) -> Awaitable[None]:
+        """All that came of an engine's steps is told; it goes on when this returns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,6 @@ class EngineBank:
         self._held: dict[str, _Held] = {}
         self._restarted = [0] * len(workers)
         self._alive = [True] * len(workers)  # or coming back
-        self._coming: set[int] = set()  # engines that are being made
         self._closing = False
         self._pumps: list[asyncio.Task[None]] = []
         for number, worker in enumerate(workers):
@@ -105,7 +107,7 @@ class EngineBank:
                 self._release(each)
 
     async def close(self, seconds: float) -> None:
-        """End all requests and wait for the engines to be empty, but not for those being made.
+        """End all requests and wait for the engines to be empty, but not for those started again.
 
         Raises:
             UserError: an engine does not stop within so many seconds.
@@ -114,8 +116,9 @@ class EngineBank:
         for worker in self._workers:
             worker.abort(list(worker.in_flight))
             worker.wake()
-        for number in self._coming:
-            self._pumps[number].cancel()
+        for worker, pump in zip(self._workers, self._pumps, strict=True):
+            if worker.broken is not None:  # it is being made, or gets its weights
+                pump.cancel()
         _, late = await asyncio.wait(self._pumps, timeout=seconds)
         if late:
             dump_stacks()
@@ -154,11 +157,12 @@ class EngineBank:
             for completion in advance.completions:
                 self._release(str(completion.request_id))
             try:
+                self._listener.stepped(advance.steps)
                 for completion in advance.completions:
                     self._listener.finished(completion)
                 if advance.completions:
                     self._listener.room()
-                await self._listener.advanced(worker, advance.steps)
+                await self._listener.advanced(worker)
             except Exception as error:  # not the engine's fault
                 self._listener.failed(error)
                 return
@@ -182,18 +186,18 @@ class EngineBank:
         while restart is not None and self._restarted[number] < self._most_restarts:
             self._restarted[number] += 1
             try:
-                self._coming.add(number)
                 await worker.replace(restart)
-                self._coming.discard(number)
                 if self._weights is not None:
                     await worker.update_weights(self._weights)
             except Exception as error:
-                self._coming.discard(number)
                 worker.broken = error
                 continue
             worker.broken = None
             self._placement.up(number)
-            self._listener.room()
+            try:
+                self._listener.room()
+            except Exception as error:  # not the engine's fault
+                self._listener.failed(error)
             return True
         self._alive[number] = False
         if not any(self._alive):

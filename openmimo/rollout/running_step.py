@@ -123,10 +123,13 @@ class RunningStep:
 
     # What the engines say (`engine_bank.Listener`).
 
+    def stepped(self, steps: int) -> None:
+        self._clock += steps
+
     def finished(self, completion: Completion) -> None:
         name = str(completion.request_id)
         if self.background.owns(name):
-            self.background.score(name, completion, self._line, self._end_if_complete)
+            self.background.score(name, completion, self._line, self._filled)
             return
         key = self._key(name)
         tokens = len(completion.token_ids)
@@ -151,7 +154,9 @@ class RunningStep:
             start = self._waiting.popleft()
             if start.prompt_index not in self._aborted:
                 self._start(start)
-        if not self._stopping and not self._waiting and not self._scheduler.waiting_samples:
+        idle = not (self._stopping or self._waiting or self.background.complete)
+        # Several samples may have ended of which the scheduler knows one: others may need the slots.
+        if idle and self._bank.free and not self._scheduler.waiting_samples:
             for request in self.background.fill(self._bank.free):
                 self._bank.submit(request, -1, 1.0)
 
@@ -162,9 +167,8 @@ class RunningStep:
     def most_steps(self) -> int:
         return max(1, self._due[0][0] - self._clock) if self._due else MOST_STEPS
 
-    async def advanced(self, worker: EngineWorker, steps: int) -> None:
+    async def advanced(self, worker: EngineWorker) -> None:
         self._watchdog.heard()
-        self._clock += steps
         if self.interrupt is not None and self.interrupt.requested:
             self._stop_generating()
         if self.lag is not None:
@@ -258,10 +262,16 @@ class RunningStep:
         """Without a lag, a verdict is used when it is there."""
         if task.cancelled() or self._over.done():
             return
-        if error := task.exception():
-            self.failed(error if isinstance(error, Exception) else RuntimeError(repr(error)))
-            return
-        self._use(key, task.result())
+        try:
+            self._use(key, task.result())
+        except Exception as error:  # the event loop would log it and the step wait for ever
+            self.failed(error)
+
+    def _filled(self, error: Exception | None) -> None:
+        """One more sample of the background is done, or could not be."""
+        if error is not None:
+            self.failed(error)
+        self._end_if_complete()
 
     async def _use_due(self, worker: EngineWorker) -> None:
         """With a lag, verdicts are used in the order of the samples' ends, each at its step."""
@@ -271,7 +281,8 @@ class RunningStep:
                 return
             self._due.popleft()
             if key.prompt in self._aborted:
-                continue  # nobody needs this reward
+                self._scoring.pop(key).cancel()  # nobody needs this reward
+                continue
             self._clock = max(self._clock, due)  # nothing to decode: time passes until then
             began = time.monotonic()
             verdict = await self._scoring[key]
@@ -319,6 +330,9 @@ class RunningStep:
             verb = "generates" if kind == "generate" else "computes the reward of"
             what = f"{lane} {verb} sample {sample} of prompt {prompt} (problem {problem!r}) since "
             what += f"{self._now() - since:.0f} s"
+        for worker in self.workers:
+            if worker.broken is not None:
+                what += f"; {worker.name} is down: {worker.broken}"
         self.failed(
             UserError(
                 f"rollout: nothing happened for {self.patience.silence:g} s; oldest: {what} "

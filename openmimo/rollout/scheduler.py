@@ -110,7 +110,6 @@ class StepScheduler:
         self._waiting: list[tuple[int, float, int, int]] = []  # a heap of samples; see _enqueue
         self._unscored: list[tuple[int, int]] = []  # generated before a barrier
         self._generating = 0  # samples
-        self._scoring = 0
         self._valid = 0  # groups sure to be valid, finished or not
         self._invalid = 0  # groups finished otherwise
         self._finished_valid: list[int] = []  # in the order they finished
@@ -218,7 +217,6 @@ class StepScheduler:
                 if score is not None and not math.isfinite(score):
                     raise ValueError(f"{event} has a score that is not finite")
                 group.take_score(event, score)
-                self._scoring -= 1
                 self._learn(event.prompt_index, group)
         return self._next_actions()
 
@@ -333,7 +331,6 @@ class StepScheduler:
         scores: list[Action] = []
         for index, sample in self._unscored:
             if not self._groups[index].aborted:
-                self._scoring += 1
                 scores.append(Score(index, sample))
         self._unscored.clear()
         return scores

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from openmimo.errors import UserError
 from openmimo.inference.protocol import Request
-from openmimo.rollout.driver import EngineSeat, RolloutDriver
+from openmimo.rollout.driver import EngineSeat, Patience, RolloutDriver
 from openmimo.rollout.records import Rollout
 
 from .test_driver_faults import SETTINGS, SHORT, Counting, Rewards, decode, prompts, request
@@ -73,7 +73,7 @@ def test_an_engine_that_is_started_again_has_the_newest_weights(
 
     def restart() -> Learning:
         # Longer and longer: a sample that is lost again and again is given up.
-        made.append(Learning(life + 8 * len(made)))
+        made.append(Learning(life + 24 * len(made)))
         return made[-1]
 
     seats = EngineSeat(Learning(life), 30, restart), EngineSeat(Learning(), 30)
@@ -129,6 +129,30 @@ def test_a_step_does_not_wait_for_an_engine_that_is_being_made(expected: list[An
         assert len(made) == 1
         assert made[0].weights == 2
         assert made[0].started
+
+
+def test_a_step_does_not_wait_for_the_weights_of_a_new_engine(expected: list[Any]) -> None:
+    heard = threading.Event()
+
+    class Slow(Learning):
+        def update_weights(self, weights: Mapping[str, Tensor]) -> None:
+            assert heard.wait(20)
+            super().update_weights(weights)
+
+    made: list[Learning] = []
+
+    def restart() -> Learning:
+        made.append(Learning() if made else Slow())
+        return made[-1]
+
+    seats = EngineSeat(Learning(life=3), 30, restart), EngineSeat(Learning(), 30)
+    impatient = Patience(silence=20, drain=0.5)
+    with RolloutDriver(seats, Rewards(), decode, request, patience=impatient) as driver:
+        driver.update_weights(weights(0))
+        assert content(collect(driver)) == expected[0]
+        heard.set()
+        driver.update_weights(weights(1))
+        assert content(collect(driver)) == expected[1]
 
 
 def test_an_engine_that_is_dead_for_good_gets_nothing_more(expected: list[Any]) -> None:

@@ -15,10 +15,11 @@ from openmimo.inference.protocol import Completion, Request, RequestId
 from openmimo.rewards.verdict import Verdict, right, wrong
 from openmimo.rollout.background import Background
 from openmimo.rollout.driver import EngineSeat, Patience, RolloutDriver
-from openmimo.rollout.policies import Ours, Policy
+from openmimo.rollout.policies import OneForOne, Ours, Policy, Static
 from openmimo.rollout.records import Prompt, Rollout
 from openmimo.rollout.scheduler import StepSettings
 from openmimo.rollout.validation import answer_all
+from openmimo.rollout.validity import every_group
 from openmimo.runs import Interrupt
 
 GROUP = 4
@@ -93,7 +94,8 @@ def decode(ids: Any) -> str:
 
 def prompts() -> Iterator[Prompt]:
     for number in range(10_000):
-        seeds = [number * 1009 + sample * 31 for sample in range(GROUP)]
+        alike = number % 5 in (1, 2)  # answers that all pass or all fail: the group is not valid
+        seeds = [number * 1009 + sample * (35 if alike else 31) for sample in range(GROUP)]
         yield Prompt({"id": f"p{number}"}, [1], seeds)
 
 
@@ -131,6 +133,7 @@ def content(rollout: Rollout) -> list[Any]:
 def expected() -> list[Any]:
     rollout = collect([EngineSeat(Counting(), 64)])
     assert len(rollout.batch) == 12
+    assert len(rollout.groups) > 16, "too few groups are not valid"
     return content(rollout)
 
 
@@ -139,7 +142,7 @@ def test_several_engines_share_the_samples(expected: list[Any]) -> None:
     rollout = collect([EngineSeat(engine, 20) for engine in engines])
     assert content(rollout) == expected
     counts = [len(engine.started) for engine in engines]
-    assert max(counts) - min(counts) <= 20
+    assert min(counts) > max(counts) / 3
     assert not any(engine.requests for engine in engines), "an engine was left with requests"
 
 
@@ -284,6 +287,18 @@ def test_background_fills_free_slots_and_changes_nothing(
     assert not engines[1].requests
 
 
+def test_background_never_takes_a_slot_that_a_sample_waits_for() -> None:
+    """Not even for a moment, when several samples end in one step."""
+    engine, settings = Counting(), replace(SETTINGS, max_running_samples=16, validity=every_group)
+    fillers = [prompt for prompt, _ in zip(prompts(), range(5), strict=False)]
+    coming = prompts()
+    with RolloutDriver([EngineSeat(engine, 16)], Rewards(), decode, request) as driver:
+        background = Background(fillers, request, decode)
+        assert driver.collect(settings, lambda: next(coming), Static(), background=background)
+    kinds = [str(each).startswith("background") for each in engine.started]
+    assert kinds == [False] * 48 + [True] * 20
+
+
 def test_background_gives_way_to_the_step() -> None:
     """One slot: the step's samples all start before any of the background's but the first."""
     engine = Counting()
@@ -311,6 +326,109 @@ def test_an_error_of_the_caller_comes_out_as_it_is() -> None:
         pytest.raises(KeyError, match="no such problem"),
     ):
         driver.collect(SETTINGS, draw)
+
+
+@pytest.mark.parametrize("lag", [None, 3])
+@pytest.mark.parametrize("beside", [False, True])
+def test_an_error_in_on_sample_ends_the_step(lag: int | None, beside: bool) -> None:
+    """The event loop would log it, and the step stand still until its deadline."""
+
+    def full(*_: Any) -> None:
+        raise OSError("disk full")
+
+    coming = prompts()
+    fillers = [prompt for prompt, _ in zip(prompts(), range(3), strict=False)]
+    background = Background(fillers, request, decode, full) if beside else None
+    seats = [EngineSeat(Counting(), 64)]
+    with (
+        RolloutDriver(seats, Rewards(), decode, request, lag, SHORT) as driver,
+        pytest.raises(OSError, match="disk full"),
+    ):
+        on_sample = None if beside else full
+        driver.collect(SETTINGS, lambda: next(coming), on_sample=on_sample, background=background)
+
+
+def test_an_error_in_a_request_to_a_new_engine_ends_the_step() -> None:
+    made: list[Counting] = []
+
+    def restart() -> Counting:
+        made.append(Counting())
+        return made[-1]
+
+    def faulty(prompt: Prompt, sample: int, request_id: RequestId) -> Request:
+        if made:
+            raise KeyError("no such prompt")
+        return request(prompt, sample, request_id)
+
+    coming = prompts()
+    seats = [EngineSeat(Counting(life=3), 64, restart)]
+    with (
+        RolloutDriver(seats, Rewards(), decode, faulty, patience=SHORT) as driver,
+        pytest.raises(KeyError, match="no such prompt"),
+    ):
+        driver.collect(SETTINGS, lambda: next(coming))
+
+
+def test_a_step_without_engines_says_why_they_are_down() -> None:
+    over = threading.Event()
+
+    def restart() -> Counting:
+        over.wait(20)
+        return Counting()
+
+    patience = Patience(silence=0.5, drain=5)
+    try:
+        with pytest.raises(UserError, match="nothing was running; engine 0 is down: out of order"):
+            collect([EngineSeat(Counting(life=3), 64, restart)], patience=patience)
+    finally:
+        over.set()
+
+
+def test_an_interrupt_does_not_wait_for_rewards_that_nobody_needs() -> None:
+    """A reward of an aborted prompt that is not due yet is no reason to go on."""
+    settings = replace(SETTINGS, prompts_per_step=2, max_running_samples=300)
+    ended = []
+    for looks in (5, 11, 17, 23):
+        coming = prompts()
+        seats = [EngineSeat(Counting(), 300)]
+        with RolloutDriver(seats, Rewards(), decode, request, 12, SHORT) as driver:
+            policy, interrupt = Ours(confidence=1 - 1e-9), Later(looks)
+            ended.append(
+                driver.collect(settings, lambda: next(coming), policy, interrupt=interrupt)
+            )
+    assert ended[0] is None
+
+
+class Clocked(Counting):
+    """Knows the steps in which samples ended and new ones came, until it is idle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps, self.ends, self.starts = 0, set[int](), set[int]()
+        self.idle = False
+
+    def submit(self, requests: list[Request]) -> None:
+        self.idle = self.idle or (self.steps > 0 and not self.requests)
+        if not self.idle:
+            self.starts.add(self.steps)
+        super().submit(requests)
+
+    def step(self) -> list[Completion]:
+        self.steps += 1
+        done = super().step()
+        if done:
+            self.ends.add(self.steps)
+        return done
+
+
+def test_with_a_lag_scores_are_used_so_many_steps_after_the_samples() -> None:
+    engine, coming = Clocked(), prompts()
+    settings = replace(SETTINGS, prompts_per_step=60, max_running_samples=999)
+    with RolloutDriver([EngineSeat(engine, 999)], Rewards(), decode, request, 2) as driver:
+        assert driver.collect(settings, lambda: next(coming), OneForOne())
+    assert len(engine.starts) > 2
+    assert engine.starts - {0} <= {end + 2 for end in engine.ends}
+    assert not engine.starts - {0} <= engine.ends, "each step ends some sample: nothing was tested"
 
 
 def test_launching_early_and_late_rewards_change_nothing(expected: list[Any]) -> None:

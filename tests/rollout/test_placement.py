@@ -28,6 +28,20 @@ def test_what_leaves_makes_room() -> None:
     assert placement.take(1.0, 0) == first
 
 
+def test_beside_many_short_samples_rather_than_one_long() -> None:
+    placement = Placement([64, 64])
+    assert placement.take(1000.0, 0) == 0
+    assert [placement.take(100.0, 1) for _ in range(10)] == [1] * 10
+    assert placement.take(10.0, 2) == 1  # both have 1,000 tokens to do
+
+
+def test_what_has_left_is_forgotten() -> None:
+    placement = Placement([4, 4])
+    assert placement.take(1000.0, 0) == 0
+    placement.give_back(0, 1000.0)
+    assert placement.take(1.0, 0) == 0
+
+
 def test_an_engine_that_is_gone_gets_nothing_until_it_is_back() -> None:
     placement = Placement([8, 8])
     placement.down(0)

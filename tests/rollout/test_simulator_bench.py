@@ -54,6 +54,9 @@ def test_wrong_options_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["rollout-bench", "--policies", "ours,fastest"]) == 2
     assert "no policy fastest" in capsys.readouterr().err
     assert main(["rollout-bench", "--trace", str(tmp_path / "none")]) == 2
+    for file in (tmp_path / "no" / "where.json", tmp_path):
+        assert main(["rollout-bench", "--json", str(file)]) == 2
+        assert f"cannot write {file}" in capsys.readouterr().err
 
 
 def test_the_command_knows_all_settings_and_the_tables_rows() -> None:
