@@ -70,7 +70,7 @@ def sample_missing(
         assert isinstance(prompt, _Question)
         return replace(requests[prompt.key], id=request_id)
 
-    patience = Patience.beyond(pool.longest(exam.problems.values()))
+    patience = Patience.beyond(pool.longest(exam.problems.values()), pool.at_once)
     with (
         Progress(name, len(keys), start=len(file.samples), every=every) as progress,
         open_engines(compute, settings, model) as seats,

@@ -53,6 +53,7 @@ class RewardPool:
     ) -> None:
         self._grading, self._every_test = grading, every_test
         self._judge_at, self._judge_workers = judge_at, judge_workers
+        self._workers = math_workers + judge_workers
         self._limits = judge or Limits()
         self._judge: SolutionJudge | None = None
         self._math = _open_verifier(judge_at, math_workers, math_seconds, cache_size)
@@ -88,6 +89,12 @@ class RewardPool:
             key = ("code", problem["id"], program)
             return self._programs.once(key, lambda: self._judge_program(problem, program))
         raise UserError(f"problem {problem['id']}: no reward for domain {problem['domain']!r}")
+
+    @property
+    def at_once(self) -> int:
+        """Responses to hand over at once: enough for all workers, and few enough that what waits
+        can still be put in order, and its deadline does not run."""
+        return 4 * self._workers if self._judge_at == LOCAL else 1024
 
     def longest(self, problems: Iterable[Mapping[str, Any]]) -> float:
         """Most seconds that a program can spend in the tests of one of the problems."""

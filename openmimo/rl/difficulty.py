@@ -7,6 +7,7 @@ section 3.3.1).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,14 +125,18 @@ def _solve(
     with (
         open_engines(compute, settings, model) as seats,
         RewardPool(
-            grading=ALL_TESTS, judge=limits, every_test=True, judge_at=compute.judge
+            judge_workers=os.cpu_count() or 1,
+            grading=ALL_TESTS,
+            judge=limits,
+            every_test=True,
+            judge_at=compute.judge,
         ) as pool,
         RolloutDriver(
             seats,
             pool,
             tokenizer.decode,
             request,
-            patience=Patience.beyond(pool.longest(problems)),
+            patience=Patience.beyond(pool.longest(problems), pool.at_once),
         ) as driver,
     ):
         driver.update_weights(dict(model.state_dict()))

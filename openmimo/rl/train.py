@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -169,14 +170,19 @@ def _learner(
     limits = program_limits(config.test_seconds, config.test_memory_mb)
     with (
         open_engines(compute, settings, model, collect) as seats,
-        RewardPool(grading=grading, judge=limits, judge_at=compute.judge) as pool,
+        RewardPool(
+            judge_workers=os.cpu_count() or 1,
+            grading=grading,
+            judge=limits,
+            judge_at=compute.judge,
+        ) as pool,
         RolloutDriver(
             seats,
             pool,
             tokenizer.decode,
             request,
             _lag(recipe),
-            Patience.beyond(pool.longest([*curriculum.problems, *heldout])),
+            Patience.beyond(pool.longest([*curriculum.problems, *heldout]), pool.at_once),
         ) as driver,
     ):
         pool.start_judge()

@@ -63,9 +63,9 @@ class Patience:
     restarts: int = 3
 
     @classmethod
-    def beyond(cls, seconds: float) -> Self:
-        """For rewards of which a single one may rightly take so many seconds."""
-        return cls(reward=cls.reward + seconds, silence=cls.silence + seconds)
+    def beyond(cls, seconds: float, rewards: int) -> Self:
+        """For rewards of which a single one may rightly take so many seconds, so many at once."""
+        return cls(reward=cls.reward + seconds, silence=cls.silence + seconds, rewards=rewards)
 
 
 class RolloutDriver:

@@ -28,7 +28,7 @@ from openmimo.rewards.code import program_limits
 from openmimo.rewards.grading import Grading
 from openmimo.rewards.pool import RewardPool
 from openmimo.rollout.demand import PassRates
-from openmimo.rollout.driver import EngineSeat, RolloutDriver
+from openmimo.rollout.driver import EngineSeat, Patience, RolloutDriver
 from openmimo.rollout.policies import Naive, Ours, Policy, Report, Static
 from openmimo.rollout.records import Prompt, Rollout
 from openmimo.rollout.scheduler import StepSettings
@@ -106,7 +106,13 @@ class Lane:
         pool.start_judge()
         seat = EngineSeat(engine, settings.slots)
         self._driver = stack.enter_context(
-            RolloutDriver([seat], pool, tokenizer.decode, self._request)
+            RolloutDriver(
+                [seat],
+                pool,
+                tokenizer.decode,
+                self._request,
+                patience=Patience.beyond(pool.longest(problems), pool.at_once),
+            )
         )
 
     def step(self) -> Rollout:

@@ -155,7 +155,7 @@ class RunningStep:
             if start.prompt_index not in self._aborted:
                 self._start(start)
         idle = not (self._stopping or self._waiting or self.background.complete)
-        # Several samples may have ended of which the scheduler knows one: others may need the slots.
+        # Several samples may have ended of which the scheduler knows one: others may need slots.
         if idle and self._bank.free and not self._scheduler.waiting_samples:
             for request in self.background.fill(self._bank.free):
                 self._bank.submit(request, -1, 1.0)

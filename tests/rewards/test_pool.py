@@ -92,7 +92,9 @@ def test_a_program_may_use_the_whole_time_of_each_test():
     with RewardPool(judge=program_limits(3.0)) as pool:
         assert pool.longest([one, MATH, two, one]) == 2 * 30.0
         assert pool.longest([MATH]) == pool.longest([]) == 0.0
-    patience = Patience.beyond(60.0)
+        assert pool.at_once == 4 * 2  # a judge and a verifier
+    patience = Patience.beyond(60.0, 8)
+    assert patience.rewards == 8
     assert patience.reward - Patience().reward == 60.0
     assert patience.silence - patience.reward == Patience().silence - Patience().reward
 

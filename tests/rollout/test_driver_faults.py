@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -339,13 +340,14 @@ def test_an_error_in_on_sample_ends_the_step(lag: int | None, beside: bool) -> N
     coming = prompts()
     fillers = [prompt for prompt, _ in zip(prompts(), range(3), strict=False)]
     background = Background(fillers, request, decode, full) if beside else None
-    seats = [EngineSeat(Counting(), 64)]
+    options: dict[str, Any] = {"background": background} if beside else {"on_sample": full}
     with (
-        RolloutDriver(seats, Rewards(), decode, request, lag, SHORT) as driver,
+        RolloutDriver(
+            [EngineSeat(Counting(), 64)], Rewards(), decode, request, lag, SHORT
+        ) as driver,
         pytest.raises(OSError, match="disk full"),
     ):
-        on_sample = None if beside else full
-        driver.collect(SETTINGS, lambda: next(coming), on_sample=on_sample, background=background)
+        driver.collect(SETTINGS, lambda: next(coming), **options)
 
 
 def test_an_error_in_a_request_to_a_new_engine_ends_the_step() -> None:
@@ -389,13 +391,11 @@ def test_an_interrupt_does_not_wait_for_rewards_that_nobody_needs() -> None:
     settings = replace(SETTINGS, prompts_per_step=2, max_running_samples=300)
     ended = []
     for looks in (5, 11, 17, 23):
-        coming = prompts()
+        draw = partial(next, prompts())
         seats = [EngineSeat(Counting(), 300)]
         with RolloutDriver(seats, Rewards(), decode, request, 12, SHORT) as driver:
             policy, interrupt = Ours(confidence=1 - 1e-9), Later(looks)
-            ended.append(
-                driver.collect(settings, lambda: next(coming), policy, interrupt=interrupt)
-            )
+            ended.append(driver.collect(settings, draw, policy, interrupt=interrupt))
     assert ended[0] is None
 
 
