@@ -260,7 +260,7 @@ def test_an_interrupt_scores_what_is_generated_and_nothing_more(
         assert len(whole) == 120
 
 
-@pytest.mark.parametrize("life", [None, 4])
+@pytest.mark.parametrize("life", [None, 4, 25])
 @pytest.mark.parametrize("slots", [6, 24, 300])
 def test_background_fills_free_slots_and_changes_nothing(
     expected: list[Any], slots: int, life: int | None
@@ -339,12 +339,11 @@ def test_an_error_in_on_sample_ends_the_step(lag: int | None, beside: bool) -> N
     coming = prompts()
     fillers = [prompt for prompt, _ in zip(prompts(), range(3), strict=False)]
     background = Background(fillers, request, decode, full) if beside else None
-    seats = [EngineSeat(Counting(), 64)]
+    seats, on_sample = [EngineSeat(Counting(), 64)], None if beside else full
     with (
         RolloutDriver(seats, Rewards(), decode, request, lag, SHORT) as driver,
         pytest.raises(OSError, match="disk full"),
     ):
-        on_sample = None if beside else full
         driver.collect(SETTINGS, lambda: next(coming), on_sample=on_sample, background=background)
 
 
@@ -389,14 +388,39 @@ def test_an_interrupt_does_not_wait_for_rewards_that_nobody_needs() -> None:
     settings = replace(SETTINGS, prompts_per_step=2, max_running_samples=300)
     ended = []
     for looks in (5, 11, 17, 23):
-        coming = prompts()
-        seats = [EngineSeat(Counting(), 300)]
+        seats, policy = [EngineSeat(Counting(), 300)], Ours(confidence=1 - 1e-9)
         with RolloutDriver(seats, Rewards(), decode, request, 12, SHORT) as driver:
-            policy, interrupt = Ours(confidence=1 - 1e-9), Later(looks)
-            ended.append(
-                driver.collect(settings, lambda: next(coming), policy, interrupt=interrupt)
-            )
+            draw = prompts().__next__
+            ended.append(driver.collect(settings, draw, policy, interrupt=Later(looks)))
     assert ended[0] is None
+
+
+class AtOnce(Counting):
+    """Ends all samples in one step, the last ones first."""
+
+    def step(self) -> list[Completion]:
+        done = [self.answer(request) for request, _ in self.requests.values()]
+        self.requests.clear()
+        return done[::-1]
+
+
+class Named(Rewards):
+    def score(self, problem: Mapping[str, Any], response: str) -> Future[Verdict]:
+        future = super().score(problem, response)
+        self.asked[-1] = problem["id"]
+        return future
+
+
+def test_rewards_that_wait_are_computed_in_stream_order() -> None:
+    rewards, settings = Named(), replace(SETTINGS, validity=every_group)
+    coming, patience = prompts(), Patience(silence=20, rewards=1)
+    with RolloutDriver(
+        [EngineSeat(AtOnce(), 64)], rewards, decode, request, patience=patience
+    ) as driver:
+        assert driver.collect(settings, lambda: next(coming), Static(rewards_in_order=True))
+    order = [int(name[1:]) for name in rewards.asked]
+    assert order[0] == 11  # had its turn before the others came
+    assert order[1:] == sorted(order[1:])
 
 
 class Clocked(Counting):
