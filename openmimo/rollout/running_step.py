@@ -154,8 +154,8 @@ class RunningStep:
             start = self._waiting.popleft()
             if start.prompt_index not in self._aborted:
                 self._start(start)
-        idle = not (self._stopping or self._waiting or self.background.complete)
-        # Several samples may have ended of which the scheduler knows one: others may need slots.
+        idle = not (self._stopping or self.background.complete)
+        # Where several samples have ended at once, the scheduler hears of one after the other.
         if idle and self._bank.free and not self._scheduler.waiting_samples:
             for request in self.background.fill(self._bank.free):
                 self._bank.submit(request, -1, 1.0)

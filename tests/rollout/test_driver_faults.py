@@ -261,7 +261,7 @@ def test_an_interrupt_scores_what_is_generated_and_nothing_more(
         assert len(whole) == 120
 
 
-@pytest.mark.parametrize("life", [None, 4])
+@pytest.mark.parametrize("life", [None, 4, 25])
 @pytest.mark.parametrize("slots", [6, 24, 300])
 def test_background_fills_free_slots_and_changes_nothing(
     expected: list[Any], slots: int, life: int | None
@@ -397,6 +397,34 @@ def test_an_interrupt_does_not_wait_for_rewards_that_nobody_needs() -> None:
             policy, interrupt = Ours(confidence=1 - 1e-9), Later(looks)
             ended.append(driver.collect(settings, draw, policy, interrupt=interrupt))
     assert ended[0] is None
+
+
+class AtOnce(Counting):
+    """Ends all samples in one step, the last ones first."""
+
+    def step(self) -> list[Completion]:
+        done = [self.answer(request) for request, _ in self.requests.values()]
+        self.requests.clear()
+        return done[::-1]
+
+
+class Named(Rewards):
+    def score(self, problem: Mapping[str, Any], response: str) -> Future[Verdict]:
+        future = super().score(problem, response)
+        self.asked[-1] = problem["id"]
+        return future
+
+
+def test_rewards_that_wait_are_computed_in_stream_order() -> None:
+    rewards, settings = Named(), replace(SETTINGS, validity=every_group)
+    coming, patience = prompts(), Patience(silence=20, rewards=1)
+    with RolloutDriver(
+        [EngineSeat(AtOnce(), 64)], rewards, decode, request, patience=patience
+    ) as driver:
+        assert driver.collect(settings, lambda: next(coming), Static(rewards_in_order=True))
+    order = [int(name[1:]) for name in rewards.asked]
+    assert order[0] == 11  # had its turn before the others came
+    assert order[1:] == sorted(order[1:])
 
 
 class Clocked(Counting):
