@@ -129,3 +129,17 @@ def test_groups_that_are_settled_count_no_more() -> None:
     assert forecast.expected == pytest.approx(before * 3 / 4)
     forecast.finish(4, GROUP, True)
     assert forecast.expected > before * 3 / 4  # more groups are mixed than was believed
+
+
+def test_doubt_is_about_undecided_groups_alone() -> None:
+    rates, _ = population(0.3, 0.4, 20)
+    few, more = Forecast(rates), Forecast(rates)
+    for index in range(50):
+        few.launch(index, Prospect())
+        more.launch(index, Prospect())
+    for index in range(50, 100):
+        more.launch(index, Prospect())
+        more.update(index, 3, 0, GROUP - 3)
+        more.settle(index)
+    for valid in (10, 20, 30):
+        assert more.probability(valid) == pytest.approx(few.probability(valid), abs=1e-9)
