@@ -5,6 +5,7 @@ order valid groups fill the batch. All but `Greedy` keep the order of the stream
 same batch.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -214,8 +215,17 @@ class Ours(Policy):
     posterior: bool = True
 
     def launches(self, step: StepView) -> bool:
+        confidence = self.confidence if step.free_slots > 0 else min(0.5, self.confidence)
         if self.posterior:
-            confidence = self.confidence if step.free_slots > 0 else min(0.5, self.confidence)
             return step.probability(step.wanted) < confidence
+        return self._by_the_rate_alone(step) < confidence
+
+    @staticmethod
+    def _by_the_rate_alone(step: StepView) -> float:
+        """The chance that enough groups are valid if all undecided ones are alike."""
         undecided = step.launched - step.valid - step.invalid
-        return step.valid + undecided * step.seen_valid_rate < step.wanted
+        missing, rate = step.wanted - step.valid, step.seen_valid_rate
+        if missing <= 0 or missing > undecided:
+            return float(missing <= 0)
+        deviation = math.sqrt(undecided * rate * (1 - rate))
+        return 0.5 * math.erfc((missing - 0.5 - undecided * rate) / (deviation * math.sqrt(2)))

@@ -367,7 +367,7 @@ def test_an_invalid_group_is_replaced_while_others_still_run() -> None:
 def test_prompts_that_cannot_be_selected_are_aborted_at_once() -> None:
     # Prompts 1 and 2 are sure to be valid, so the batch lies within 0..2 whatever 0 brings; the
     # long answer of prompt 0 is still waited for.
-    policy = Ours(posterior=False)
+    policy = Ours(posterior=False, confidence=0.6)
     scheduler = StepScheduler(step(group=3), policy, rates(3, mixed=500, same=500))
     assert launches(scheduler.start()) == 4
     assert score(scheduler, 1, 1.0, 0.0) == []
