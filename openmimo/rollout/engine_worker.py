@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 from openmimo.inference.protocol import Completion, InferenceEngine, Request, RequestId, Weights
+from openmimo.rollout.daemon_thread import DaemonThread
 
 MOST_STEPS = 32
 """Decode steps after which the loop hears of an engine in any case: aborts wait no longer."""
@@ -43,7 +45,7 @@ class EngineWorker:
         self._aborted: list[RequestId] = []
         self._commands = threading.Event()
         self._news = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._thread = DaemonThread(name)
         self._replacement: Future[None] | None = None
 
     def submit(self, request: Request) -> None:
@@ -91,11 +93,9 @@ class EngineWorker:
         submitted, self._submitted = self._submitted, []
         aborted, self._aborted = self._aborted, []
         self._commands.clear()
-        loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(
-            self._thread, self._run, submitted, aborted, min(most, MOST_STEPS), bool(self.in_flight)
-        )
-        advance = await work
+        busy, most = bool(self.in_flight), min(most, MOST_STEPS)
+        work = self._thread.submit(partial(self._run, submitted, aborted, most, busy))
+        advance = await asyncio.wrap_future(work)
         self.steps += advance.steps
         wanted = [c for c in advance.completions if c.request_id in self.in_flight]
         self.in_flight.difference_update(c.request_id for c in wanted)
@@ -103,8 +103,8 @@ class EngineWorker:
 
     async def update_weights(self, weights: Weights) -> None:
         """Raises what the engine raises."""
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, self.engine.update_weights, weights)
+        update = partial(self.engine.update_weights, weights)
+        await asyncio.wrap_future(self._thread.submit(update))
 
     async def replace(self, make: Callable[[], InferenceEngine]) -> None:
         """Have another engine made.
@@ -113,7 +113,7 @@ class EngineWorker:
         Raises what `make` raises.
         """
         if self._replacement is None:
-            self._replacement = self._thread.submit(self._take, make)
+            self._replacement = self._thread.submit(partial(self._take, make))
         try:
             await asyncio.shield(asyncio.wrap_future(self._replacement))
         finally:
@@ -122,7 +122,7 @@ class EngineWorker:
 
     def close(self) -> None:
         """Let the thread go; one that hangs is left behind."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread.close()
 
     def _take(self, make: Callable[[], InferenceEngine]) -> None:
         self.engine = make()

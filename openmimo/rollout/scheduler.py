@@ -41,7 +41,8 @@ class StepSettings:
     max_running_samples: samples generated at the same time: the slots of all engines.
     max_prompts: prompts launched before the step gives up and ends short.
     validity: which groups count (`openmimo.rollout.validity`); must be monotone.
-    max_losses: how often one sample may be lost before it counts as unscorable.
+    max_losses: how often one sample may be lost before it counts as unscorable: more often than one
+        engine is started again in a step, as its deaths need not be the sample's fault.
     """
 
     prompts_per_step: int
@@ -49,7 +50,7 @@ class StepSettings:
     max_running_samples: int
     max_prompts: int
     validity: Validity = valid_by_passrate
-    max_losses: int = 3
+    max_losses: int = 8
 
     def __post_init__(self) -> None:
         if self.prompts_per_step < 1:

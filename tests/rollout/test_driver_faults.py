@@ -1,11 +1,14 @@
 """Engines that die, rewards that hang, steps that stand still: nothing is lost, every step ends."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -463,3 +466,25 @@ def test_launching_early_and_late_rewards_change_nothing(expected: list[Any]) ->
     for lag, confidence in ((0, 0.1), (7, 0.5), (None, 0.999)):
         policy = Ours(confidence=confidence)
         assert content(collect([EngineSeat(Counting(), 64)], policy=policy, lag=lag)) == expected
+
+
+_HUNG = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import test_driver_faults as faults
+from openmimo.rollout.driver import EngineSeat, Patience
+
+class Hung(faults.Counting):
+    def step(self):
+        time.sleep(300)
+
+faults.collect([EngineSeat(Hung(), 8)], patience=Patience(silence=0.5, drain=0.5))
+"""
+
+
+def test_a_process_ends_though_an_engine_hangs() -> None:
+    folder = str(Path(__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", _HUNG, folder], capture_output=True, text=True, timeout=60
+    )
+    assert "engine 0 did not stop within 0.5 s" in done.stderr
