@@ -60,6 +60,15 @@ def _add_serve(verbs: Any) -> None:
     add("--workers", type=int, default=cores, help="solutions judged at once (default: one a core)")
     add("--max-queue", type=int, default=1024, help="solutions taken at once (default: 1024)")
     add("--max-body-bytes", type=int, default=32_000_000, help="of a request (default: 32000000)")
+    text = "CPU time, and seconds in all, that a test may ask for (default: 600)"
+    add("--max-seconds", type=float, default=600, help=text)
+    add("--max-memory-mb", type=int, default=4096, help="MiB that it may ask for (default: 4096)")
+    add(
+        "--max-output-bytes",
+        type=int,
+        default=64 << 20,
+        help="the same of output (default: 64 MiB)",
+    )
     add("--drain", type=float, default=30, help="seconds that a stop waits (default: 30)")
     add("--unsafe-local", action="store_true", help="without a sandbox, at your own risk")
     verb.set_defaults(handler=serve)
@@ -112,6 +121,9 @@ def serve(options: argparse.Namespace) -> None:
         workers=options.workers,
         max_queue=options.max_queue,
         max_body_bytes=options.max_body_bytes,
+        max_seconds=options.max_seconds,
+        max_memory_mb=options.max_memory_mb,
+        max_output_bytes=options.max_output_bytes,
         drain=options.drain,
         unsafe=options.unsafe_local,
     )

@@ -121,7 +121,13 @@ def test_a_hundred_clients_at_once(service):
 @pytest.mark.slow
 def test_limits_of_a_request_and_of_the_queue(start_service):
     options = ("--workers", "1", "--max-queue", "3", "--max-body-bytes", "5000")
-    with start_service(*options) as service:
+    with start_service(*options, "--max-seconds", "30", "--max-memory-mb", "500") as service:
+        for name, most in (("cpu_seconds", 30), ("wall_seconds", 30), ("memory_mb", 500)):
+            asked = body(ECHO, suite={**SUITE, "limits": {name: most}})
+            assert lines(post(service, asked)) == {"a": ["ok"]}
+            refused = post(service, body(ECHO, suite={**SUITE, "limits": {name: most + 1}}))
+            assert refused.status_code == 400
+            assert refused.json()["error"]["param"] == f"suites.0.limits.{name}"
         big = post(service, body({"id": "a", "program": "#" * 6000}))
         assert big.status_code == 413
         many = post(service, body(*({**ECHO, "id": str(n)} for n in range(4))))
@@ -231,6 +237,8 @@ def test_impossible_settings_are_told(service, capsys):
         (["--port", "70000"], "--port"),
         (["--workers", "0"], "--workers"),
         (["--max-queue", "0"], "--max-queue"),
+        (["--max-seconds", "nan"], "--max-seconds"),
+        (["--max-memory-mb", "0"], "--max-memory-mb"),
         (["--api-key", " "], "API key"),
     ):
         assert main(["judge-serve", *options]) == 2

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from openmimo.judge.cases import Limits
 from openmimo.judge.judge import Judge
 from openmimo.judge.service.desk import Desk, Flight
 from openmimo.judge.service.metrics import Metrics
@@ -41,6 +42,7 @@ class Parts:
     """What the endpoints work with.
 
     bodies: reads those of requests.
+    most: what a test may ask for at most.
     unsafe: whether the judge works without its sandbox.
     """
 
@@ -48,6 +50,7 @@ class Parts:
     desk: Desk
     metrics: Metrics
     bodies: Bodies
+    most: Limits
     unsafe: bool
 
 
@@ -108,7 +111,7 @@ class _Judging:
         # The body keeps its room until the verdicts have come, whoever still waits for them: so the
         # memory of all that waits has a bound too.
         async with parts.bodies.read(request) as body:
-            solutions = await asyncio.to_thread(parse_batch, body)
+            solutions = await asyncio.to_thread(parse_batch, body, parts.most)
             async with parts.desk.judged(solutions) as flight:
                 del solutions, body
                 try:

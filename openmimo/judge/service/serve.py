@@ -8,6 +8,7 @@ import socket
 from dataclasses import dataclass
 
 from openmimo.errors import UserError
+from openmimo.judge.cases import Limits
 from openmimo.judge.judge import Judge
 from openmimo.judge.service.app import Parts, make_app
 from openmimo.judge.service.desk import Desk
@@ -28,6 +29,8 @@ class ServiceSettings:
     workers: solutions judged at once.
     max_queue: solutions taken at once, those that are being judged included.
     max_body_bytes: of a request.
+    max_seconds, max_memory_mb, max_output_bytes: what a test may ask for at most; the seconds are
+        of CPU time and of waiting alike.
     drain: seconds that requests get after SIGTERM or Ctrl-C.
     unsafe: judge without the sandbox.
     """
@@ -38,6 +41,9 @@ class ServiceSettings:
     workers: int = 1
     max_queue: int = 1024
     max_body_bytes: int = 32_000_000
+    max_seconds: float = 600.0
+    max_memory_mb: int = 4096
+    max_output_bytes: int = 64 << 20
     drain: float = 30.0
     unsafe: bool = False
 
@@ -56,8 +62,14 @@ def serve(settings: ServiceSettings) -> None:
         asyncio.run(_serve(judge, listener, settings))
 
 
+_LEAST = {
+    "workers": 1, "max_queue": 1, "max_body_bytes": 1000, "max_seconds": 1, "max_memory_mb": 1,
+    "max_output_bytes": 1, "drain": 0,
+}  # fmt: skip
+
+
 def _check(settings: ServiceSettings) -> None:
-    for name, lowest in {"workers": 1, "max_queue": 1, "max_body_bytes": 1000, "drain": 0}.items():
+    for name, lowest in _LEAST.items():
         value = getattr(settings, name)
         if not value >= lowest:
             option = name.replace("_", "-")
@@ -68,7 +80,9 @@ def _check(settings: ServiceSettings) -> None:
 async def _serve(judge: Judge, listener: socket.socket, settings: ServiceSettings) -> None:
     metrics = Metrics(judge.stats)
     desk = Desk(judge, settings.max_queue, metrics)
-    parts = Parts(judge, desk, metrics, Bodies(settings.max_body_bytes), settings.unsafe)
+    seconds = settings.max_seconds
+    most = Limits(seconds, seconds, settings.max_memory_mb, settings.max_output_bytes)
+    parts = Parts(judge, desk, metrics, Bodies(settings.max_body_bytes), most, settings.unsafe)
     server = Listening(make_app(parts, settings.api_key), listener, STOP_SECONDS)
 
     async def end() -> None:

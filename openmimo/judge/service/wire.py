@@ -223,11 +223,14 @@ class _Batch(_Form):
     solutions: list[_SolutionForm] = Field(min_length=1, fail_fast=True)
 
 
-def parse_batch(body: bytes) -> list[Solution]:
+def parse_batch(body: bytes, most: Limits | None = None) -> list[Solution]:
     """The solutions of a request, each fit for `Judge.submit`.
 
+    Args:
+        most: what a test may ask for at most.
+
     Raises:
-        BadBodyError: it is no JSON, or a field is unknown, missing or impossible.
+        BadBodyError: it is no JSON, or a field is unknown, missing, impossible or beyond `most`.
     """
     batch = _read(_Batch, body)
     suites = []
@@ -236,7 +239,9 @@ def parse_batch(body: bytes) -> list[Solution]:
             tests = tuple(test.build() for test in suite.tests)
         except UserError as error:
             raise BadBodyError(f"suites.{number}: {error}", f"suites.{number}") from error
-        suites.append((tests, Limits(**dict(suite.limits))))
+        limits = Limits(**dict(suite.limits))
+        _check_limits(limits, most or limits, f"suites.{number}.limits")
+        suites.append((tests, limits))
     solutions: dict[str, Solution] = {}
     for number, form in enumerate(batch.solutions):
         field = f"solutions.{number}"
@@ -251,6 +256,14 @@ def parse_batch(body: bytes) -> list[Solution]:
         except UserError as error:
             raise BadBodyError(f"{field}: {error}", field) from error
     return list(solutions.values())
+
+
+def _check_limits(limits: Limits, most: Limits, where: str) -> None:
+    for name in ("cpu_seconds", "wall_seconds", "memory_mb", "output_bytes"):
+        asked, given = getattr(limits, name), getattr(most, name)
+        if asked > given:
+            message = f"{where}.{name} is {asked:g}; this service gives a test at most {given:g}"
+            raise BadBodyError(message, f"{where}.{name}")
 
 
 def _solution(form: _SolutionForm, tests: tuple[Test, ...], limits: Limits) -> Solution:
