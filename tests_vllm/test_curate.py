@@ -28,7 +28,7 @@ def check(solver: Solver, native: Native, journal: Path) -> None:
         {"id": f"p{n}", "domain": "math", "prompt": native.questions[n], "answer": "1"}
         for n in range(len(texts))
     ]
-    sampling = Sampling(rollouts=2, tokens=96, temperature=0.01, test_seconds=2.0, seed=0)
+    sampling = Sampling(rollouts=2, tokens=96, temperature=1e-4, test_seconds=2.0, seed=0)
     with open_journal(journal) as answers:
         found = roll_out("vllm", solver, problems, sampling, answers, Interrupt())
     records = [record for _, record in read_records(journal)]
