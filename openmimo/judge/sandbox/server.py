@@ -126,9 +126,10 @@ class Server:
         self._own_memory = own_memory
         self._limits: Limits | None = None  # of the last child
         self._hard_limits: HardLimits = ()  # the same, for `setrlimit`
-        # Its offset counts the children that are ready to run their programs, for whom it is closed
-        # then: what a candidate does can never make its end look like a fault of the judge's.
-        self._ready = _file()
+        # The offset of a child's file moves when it is ready to run its program, and the file is
+        # closed for it then: what a candidate does can never make its end look like a fault of the
+        # judge's. One for each of two children: two at once may move one offset by one.
+        self._ready = (_file(), _file())
         self._poll = select.poll()
         self._poll.register(requests, 0)  # reports only that the supervisor went away
 
@@ -229,16 +230,15 @@ class Server:
         from_candidate, replies = os.pipe()
         verdict, report = _file(), _file()
         started = time.monotonic()
-        os.lseek(self._ready, 0, os.SEEK_SET)
         files = ((report, 3), (replies, 4), (requests, 5))
-        candidate = self._fork(limits, remote.run_candidate, (self._program,), files)
+        candidate = self._fork(limits, remote.run_candidate, (self._program,), files, 0)
         files = ((verdict, 3), (to_candidate, 4), (from_candidate, 5))
-        tester = self._fork(limits, remote.run_tester, (job,), files)
+        tester = self._fork(limits, remote.run_tester, (job,), files, 1)
         for fd in (requests, to_candidate, from_candidate, replies):
             os.close(fd)
         pids = (candidate, tester)
         ending = self._wait(tester, pids, limits, started)
-        if os.lseek(self._ready, 0, os.SEEK_CUR) != len(pids):
+        if not all(os.lseek(ready, 0, os.SEEK_CUR) for ready in self._ready):
             ending = NOT_STARTED
         lost = os.pread(verdict, 1, 0) == remote.LOST
         if lost and ending == EXITED:  # its end was first, but the clocks may still have the word
@@ -253,23 +253,25 @@ class Server:
         report: int,
     ) -> Result:  # fmt: skip
         """Fork one child, wait for its end; `output` and `report` are files that it may fill."""
-        os.lseek(self._ready, 0, os.SEEK_SET)
         started = time.monotonic()
-        pid = self._fork(limits, body, blobs, files)
+        pid = self._fork(limits, body, blobs, files, 0)
         ending = self._wait(pid, (pid,), limits, started)
         status, cpu = _reap(pid)
-        if not os.lseek(self._ready, 0, os.SEEK_CUR):
+        if not os.lseek(self._ready[0], 0, os.SEEK_CUR):
             ending = NOT_STARTED
         return Result(ending, status, cpu, time.monotonic() - started, output, report)
 
-    def _fork(self, limits: Limits, body: Body, blobs: tuple[int, ...], files: Files) -> int:
+    def _fork(
+        self, limits: Limits, body: Body, blobs: tuple[int, ...], files: Files, mark: int
+    ) -> int:
         """A locked-down child that runs `body` on the bytes of `blobs`, with `files` (pairs of a
         descriptor and its number there, 3 or above last) and none but the standard ones besides."""
         # Whatever can be done before the fork, or once for many.
         if limits != self._limits:
             self._limits, self._hard_limits = limits, self._in_kernel(limits)
         refuse, hard_limits = self._filters.get(self._compiled), self._hard_limits
-        ready, server = self._ready, self._pid
+        ready, server = self._ready[mark], self._pid
+        os.lseek(ready, 0, os.SEEK_SET)
         pid = os.fork()
         if pid:
             return pid
