@@ -115,8 +115,8 @@ def test_mbpp_plus(judge, data_file):
         for row, found in zip(rows, statuses(golden), strict=True)
         if found != {Status.OK: 1}
     }
-    # Its solution builds lists of more than two gigabytes for some inputs: on a slow machine its time
-    # is over first.
+    # Its solution builds lists of more than two gigabytes for some inputs: on a slow machine its
+    # time is over first.
     assert failing in ({255: Status.MEMORY}, {255: Status.TIMEOUT})
     empty = [
         judge.submit(without_bodies(row["code"]), [test])
