@@ -32,8 +32,8 @@ from openmimo.rollout.driver import EngineSeat, Patience, RolloutDriver
 from openmimo.rollout.policies import Naive, Ours, Policy, Report, Static
 from openmimo.rollout.records import Prompt, Rollout
 from openmimo.rollout.scheduler import StepSettings
-from openmimo.rollout.simulator.measure import busy_seconds
 from openmimo.rollout.simulator.trace import TraceWriter
+from openmimo.rollout.usage import usage
 from openmimo.rollout.validation import answer_all
 from openmimo.tokenizer import Tokenizer
 
@@ -222,7 +222,8 @@ def _summary(mine: Sequence[_Result], naive: Sequence[_Result]) -> dict[str, Any
 
 
 def _idle(rollout: Rollout) -> float:
-    return 1 - busy_seconds(rollout.timeline) / rollout.timeline.seconds
+    used = usage(rollout.timeline)
+    return used.idle + used.doomed
 
 
 def _record(writer: TraceWriter, number: int, rollout: Rollout) -> None:

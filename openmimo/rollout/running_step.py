@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -102,16 +103,26 @@ class RunningStep:
             self._carry_out(self._scheduler.start())
             done = await self._over
         finally:
-            self._watchdog.stop()
-            self._over.cancel()  # no effect on a step that is over
-            for verdict in [*self._scoring.values(), *self.background.verdicts]:
-                verdict.cancel()
-            await self._bank.close(self.patience.drain)
+            await self._leave_nothing(sys.exception())
         if done is None:
             return None
         timeline = self._recorder.finish(done, self._aborted, self._now())
         committed = self._groups[: done.stats.committed]
         return Rollout(committed, done, self._clock, self._waited, self._watchdog.lag, timeline)
+
+    async def _leave_nothing(self, error: BaseException | None) -> None:
+        """No verdict is waited for any more, and the engines are empty. `error`: why the step ends,
+        which one more of the engines' must not hide."""
+        self._watchdog.stop()
+        self._over.cancel()  # no effect on a step that is over
+        for verdict in [*self._scoring.values(), *self.background.verdicts]:
+            verdict.cancel()
+        try:
+            await self._bank.close(self.patience.drain)
+        except UserError as late:
+            if not isinstance(error, Exception):
+                raise
+            raise UserError(f"{error}; and {late}") from error
 
     def _now(self) -> float:
         return time.monotonic() - self._began

@@ -13,7 +13,7 @@ from openmimo.inference.protocol import Request
 from openmimo.rollout.driver import EngineSeat, Patience, RolloutDriver
 from openmimo.rollout.records import Rollout
 
-from .test_driver_faults import SETTINGS, SHORT, Counting, Rewards, decode, prompts, request
+from .fakes import SETTINGS, SHORT, Counting, Rewards, decode, prompts, request
 
 
 class Learning(Counting):

@@ -4,133 +4,37 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from openmimo.errors import UserError
 from openmimo.inference.protocol import Completion, Request, RequestId
-from openmimo.rewards.verdict import Verdict, right, wrong
+from openmimo.rewards.verdict import Verdict
 from openmimo.rollout.background import Background
 from openmimo.rollout.driver import EngineSeat, Patience, RolloutDriver
-from openmimo.rollout.policies import OneForOne, Ours, Policy, Static
-from openmimo.rollout.records import Prompt, Rollout
-from openmimo.rollout.scheduler import StepSettings
+from openmimo.rollout.policies import OneForOne, Ours, Static
+from openmimo.rollout.records import Prompt
 from openmimo.rollout.validation import answer_all
 from openmimo.rollout.validity import every_group
-from openmimo.runs import Interrupt
 
-GROUP = 4
-
-
-class Counting:
-    """An engine whose answers are functions of the prompt and the seed; dies after `life` steps."""
-
-    def __init__(self, life: int | None = None, pause: float = 0.0) -> None:
-        self.life, self.pause = life, pause
-        self.requests: dict[RequestId, tuple[Request, int]] = {}
-        self.started: list[RequestId] = []
-        self.busy = threading.Lock()
-
-    def submit(self, requests: list[Request]) -> None:
-        with self.alone():
-            for request in requests:
-                assert request.id not in self.requests
-                self.started.append(request.id)
-                self.requests[request.id] = request, 1 + (request.seed * 7919) % 23
-
-    def abort(self, ids: list[RequestId]) -> list[Completion]:
-        with self.alone():
-            for each in ids:
-                self.requests.pop(each, None)
-            return []
-
-    def step(self) -> list[Completion]:
-        with self.alone():
-            time.sleep(self.pause)
-            if self.life is not None:
-                self.life -= 1
-                if self.life < 0:
-                    raise RuntimeError("out of order")
-            left = {each: (r, steps - 1) for each, (r, steps) in self.requests.items()}
-            done = [request for request, steps in left.values() if not steps]
-            self.requests = {each: pair for each, pair in left.items() if pair[1]}
-            return [self.answer(request) for request in done]
-
-    def answer(self, request: Request) -> Completion:
-        ids = np.array([request.seed % 5] * (1 + request.seed % 9), np.int32)
-        return Completion(request.id, ids, np.zeros(len(ids), np.float32), "stop")
-
-    def alone(self) -> Any:
-        assert not self.busy.locked(), "used from two threads at once"
-        return self.busy
-
-
-class Rewards:
-    """Scores by the answer; the sample of seed `hung` never gets a verdict."""
-
-    def __init__(self, hung: str | None = None) -> None:
-        self.hung = hung
-        self.asked: list[str] = []
-
-    def score(self, problem: Mapping[str, Any], response: str) -> Future[Verdict]:
-        self.asked.append(response)
-        future: Future[Verdict] = Future()
-        if response != self.hung:
-            verdict = right("") if response.endswith(("0", "1")) else wrong("")
-            threading.Timer(0.001, future.set_result, [verdict]).start()
-        return future
-
-
-def request(prompt: Prompt, sample: int, request_id: RequestId) -> Request:
-    return Request(request_id, prompt.ids, 64, seed=prompt.sample_seeds[sample])
-
-
-def decode(ids: Any) -> str:
-    return f"{len(ids)} times {ids[0]}"
-
-
-def prompts() -> Iterator[Prompt]:
-    for number in range(10_000):
-        alike = number % 5 in (1, 2)  # answers that all pass or all fail: the group is not valid
-        seeds = [number * 1009 + sample * (35 if alike else 31) for sample in range(GROUP)]
-        yield Prompt({"id": f"p{number}"}, [1], seeds)
-
-
-SETTINGS = StepSettings(
-    prompts_per_step=12, group_size=GROUP, max_running_samples=64, max_prompts=200
+from .fakes import (
+    SETTINGS,
+    SHORT,
+    Counting,
+    Later,
+    Rewards,
+    collect,
+    content,
+    decode,
+    prompts,
+    request,
 )
-
-
-SHORT = Patience(silence=20, drain=5)
-
-
-def collect(
-    seats: list[EngineSeat],
-    rewards: Rewards | None = None,
-    patience: Patience = SHORT,
-    policy: Policy | None = None,
-    lag: int | None = None,
-) -> Rollout:
-    coming = prompts()
-    driver = RolloutDriver(seats, rewards or Rewards(), decode, request, lag, patience)
-    with driver:
-        rollout = driver.collect(SETTINGS, lambda: next(coming), policy)
-    assert rollout is not None
-    return rollout
-
-
-def content(rollout: Rollout) -> list[Any]:
-    return [
-        (g.prompt.problem["id"], [c.token_ids.tolist() for c in g.completions if c], g.scores)
-        for g in rollout.groups
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -230,23 +134,6 @@ class Stuck(Counting):
         return []
 
 
-class Later(Interrupt):
-    """Requested after some looks."""
-
-    def __init__(self, looks: int) -> None:
-        super().__init__(speaks=False)
-        self.looks = looks
-
-    @property
-    def requested(self) -> bool:
-        self.looks -= 1
-        return self.looks < 0
-
-    @requested.setter
-    def requested(self, value: bool) -> None:
-        pass
-
-
 @pytest.mark.parametrize("looks", [0, 3, 9])
 @pytest.mark.parametrize("lag", [None, 3])
 def test_an_interrupt_scores_what_is_generated_and_nothing_more(
@@ -262,63 +149,6 @@ def test_an_interrupt_scores_what_is_generated_and_nothing_more(
         whole: list[Any] = []
         assert answer_all(driver, coming, lambda *sample: whole.append(sample)) is not None
         assert len(whole) == 120
-
-
-@pytest.mark.parametrize("life", [None, 4, 25])
-@pytest.mark.parametrize("slots", [6, 24, 300])
-def test_background_fills_free_slots_and_changes_nothing(
-    expected: list[Any], slots: int, life: int | None
-) -> None:
-    """Also with few slots, where it has to give way, and with an engine that dies."""
-    engines, coming, heard = [Counting(life), Counting()], prompts(), []
-    fillers = [prompt for prompt, _ in zip(prompts(), range(40), strict=False)]
-    background = Background(fillers, request, decode, lambda *sample: heard.append(sample))
-    seats = [EngineSeat(engine, slots // 2) for engine in engines]
-    settings = replace(SETTINGS, max_running_samples=slots)
-    with RolloutDriver(seats, Rewards(), decode, request, patience=SHORT) as driver:
-        rollout = driver.collect(settings, lambda: next(coming), background=background)
-    assert rollout is not None
-    assert content(rollout) == expected
-    assert background.complete
-    verdicts = {(p.problem["id"], sample): (c, v) for p, sample, c, v in heard}
-    assert len(heard) == len(verdicts) == 160
-    for group in rollout.groups[:40]:
-        for sample, mine in enumerate(group.completions):
-            completion, verdict = verdicts[group.prompt.problem["id"], sample]
-            assert verdict.score == group.scores[sample]
-            assert mine is not None
-            assert completion.token_ids.tolist() == mine.token_ids.tolist()
-    assert not engines[1].requests
-
-
-def test_background_never_takes_a_slot_that_a_sample_waits_for() -> None:
-    """Not even for a moment, when several samples end in one step."""
-    engine, settings = Counting(), replace(SETTINGS, max_running_samples=16, validity=every_group)
-    fillers = [prompt for prompt, _ in zip(prompts(), range(5), strict=False)]
-    coming = prompts()
-    with RolloutDriver([EngineSeat(engine, 16)], Rewards(), decode, request) as driver:
-        background = Background(fillers, request, decode)
-        assert driver.collect(settings, lambda: next(coming), Static(), background=background)
-    kinds = [str(each).startswith("background") for each in engine.started]
-    assert kinds == [False] * 48 + [True] * 20
-
-
-def test_background_gives_way_to_the_step() -> None:
-    """One slot: the step's samples all start before any of the background's but the first."""
-    engine = Counting()
-    settings = replace(SETTINGS, prompts_per_step=2, max_running_samples=1)
-    fillers = [prompt for prompt, _ in zip(prompts(), range(5), strict=False)]
-    coming = prompts()
-    with RolloutDriver([EngineSeat(engine, 1)], Rewards(), decode, request) as driver:
-        background = Background(fillers, request, decode)
-        assert driver.collect(settings, lambda: next(coming), background=background)
-    kinds = [
-        "background" if str(each).startswith("background") else "step" for each in engine.started
-    ]
-    assert kinds.count("background") >= 20
-    assert kinds[: kinds.index("background")].count("step") >= 8
-    tail = kinds[len(kinds) - kinds[::-1].index("step") :]
-    assert tail.count("background") >= 16
 
 
 def test_an_error_of_the_caller_comes_out_as_it_is() -> None:
@@ -471,7 +301,7 @@ def test_launching_early_and_late_rewards_change_nothing(expected: list[Any]) ->
 _HUNG = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-import test_driver_faults as faults
+import fakes as faults
 from openmimo.rollout.driver import EngineSeat, Patience
 
 class Hung(faults.Counting):

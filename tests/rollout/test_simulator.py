@@ -22,7 +22,7 @@ from openmimo.rollout.policies import (
 )
 from openmimo.rollout.simulator.engine import EngineSpeed, SimulatedEngine
 from openmimo.rollout.simulator.faults import Faults
-from openmimo.rollout.simulator.measure import busy_seconds, clairvoyant_bound, measure
+from openmimo.rollout.simulator.measure import clairvoyant_bound, measure
 from openmimo.rollout.simulator.simulate import Cluster, SimulatedStep, simulate
 from openmimo.rollout.simulator.trace import StepTrace, TracePrompt
 from openmimo.rollout.simulator.worlds import World
@@ -123,7 +123,8 @@ def test_inline_rewards_stop_the_engine_and_asynchronous_ones_do_not() -> None:
     decoding = max(lockstep_ends([10, 30, 20, 20], SPEED))
     inline = simulate(TWO_WAVES, replace(Static(), rewards="inline"), cluster, every_group)
     assert inline.timeline.seconds == pytest.approx(decoding + 4 * 1.0)
-    assert busy_seconds(inline.timeline) == pytest.approx(decoding)
+    busy = measure(inline, TWO_WAVES, cluster, every_group)
+    assert (1 - busy.idle) * busy.seconds == pytest.approx(decoding)
     apart = simulate(TWO_WAVES, Static(), cluster, every_group)
     assert apart.timeline.seconds == pytest.approx(decoding + 1.0)
 
@@ -174,9 +175,8 @@ def test_no_aborted_work_is_busy() -> None:
         for lane in ("engine 0", "engine 1")
         for time in (step.timeline.seconds * n / parts for n in range(parts))
     )
-    assert busy_seconds(step.timeline) == pytest.approx(
-        counted * step.timeline.seconds / parts, rel=0.01
-    )
+    idle = measure(step, trace, cluster, valid_by_passrate).idle
+    assert idle == pytest.approx(1 - counted / (2 * parts), abs=0.005)
 
 
 def test_the_bound_is_the_longest_sample_or_the_work() -> None:

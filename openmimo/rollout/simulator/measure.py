@@ -8,10 +8,8 @@ import numpy as np
 from openmimo.rollout.events import Done
 from openmimo.rollout.simulator.simulate import Cluster, SimulatedStep
 from openmimo.rollout.simulator.trace import StepTrace
-from openmimo.rollout.timeline import ENGINE, Span, StepTimeline
+from openmimo.rollout.usage import usage
 from openmimo.rollout.validity import Validity
-
-USELESS = ("aborted", "lost")
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,7 @@ def measure(
 ) -> Measures:
     """Of a simulated step of `trace`."""
     timeline, done = step.timeline, step.done
+    used = usage(timeline)
     generated = [span for span in timeline.spans if span.kind == "generate"]
     capacity = cluster.engines * timeline.seconds
     tokens = sum(span.tokens for span in generated)
@@ -64,39 +63,13 @@ def measure(
         seconds=timeline.seconds,
         bound=clairvoyant_bound(trace, cluster, validity),
         blind_bound=blind_bound(trace, cluster, validity),
-        idle=1 - busy_seconds(timeline) / capacity,
+        idle=used.idle + used.doomed,
         waste=done.stats.surplus_valid / trace.prompts_per_step,
         length_bias=length_bias(done, trace, validity),
         slot_use=occupied / (capacity * cluster.speed.slots),
         discarded=1 - needed / tokens,
-        tail=timeline.seconds - timeline.last_launch,
+        tail=used.tail,
     )
-
-
-def busy_seconds(timeline: StepTimeline) -> float:
-    """Of all engines together; see `Measures.idle`. An engine's own rewards are not decoding."""
-    useful: dict[str, list[Span]] = {}
-    own_rewards: dict[str, list[Span]] = {}
-    for span in timeline.spans:
-        if span.kind == "generate" and span.outcome not in USELESS:
-            useful.setdefault(span.lane, []).append(span)
-        elif span.kind == "reward" and span.lane.startswith(ENGINE):
-            own_rewards.setdefault(span.lane, []).append(span)
-    total = 0.0
-    for lane, spans in useful.items():
-        pauses = own_rewards.get(lane, [])
-        total += _covered(spans + pauses) - _covered(pauses)
-    return total
-
-
-def _covered(spans: Iterable[Span]) -> float:
-    """Seconds in which at least one of the spans runs."""
-    total, until = 0.0, 0.0
-    for start, end in sorted((span.start, span.end) for span in spans):
-        if end > until:
-            total += end - max(start, until)
-            until = end
-    return total
 
 
 def length_bias(done: Done, trace: StepTrace, validity: Validity) -> float:
